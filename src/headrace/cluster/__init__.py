@@ -1,0 +1,1 @@
+"""L2, the fleet: where sequences go (`placement`), and later which roles, moves and sizes it takes."""

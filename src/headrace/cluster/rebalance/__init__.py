@@ -1,0 +1,1 @@
+"""Which running sequence moves where. One file a policy."""

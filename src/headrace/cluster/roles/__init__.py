@@ -1,0 +1,1 @@
+"""Which instances lean to prefill or decode now. One file a policy."""

@@ -1,0 +1,1 @@
+"""How many instances of which role, on which hardware. One file a policy."""

@@ -1,0 +1,168 @@
+"""An instance's share of a pool: what it leases, what its sequences' tables hold of it, and when to ask for more.
+
+The instance sub-allocates from bulk leases, so no message stands in a step. `need` is what work waits for; beyond it `lease_blocks` are
+kept in hand (low water), and what exceeds four times that goes back (high water). Under pressure (another holder is short) nothing spare
+is kept.
+"""
+
+from headrace.engine.sequence import Sequence
+from headrace.kv.pool import first_block_needed
+from headrace.kv.segments import Segments
+from headrace.types.ids import PoolId
+from headrace.types.kv import BlockRun, GroupKind, KVSpec, TableRun, id_runs, table_runs
+from headrace.types.messages import Lease, Leased, Publish, Return, Role, Trim
+
+
+class Memory:
+    """Block accounting of one instance. Counts are blocks per group."""
+
+    def __init__(self, spec: KVSpec, pool: PoolId, blocks_total: tuple[int, ...], lease_blocks: int) -> None:
+        self.spec = spec
+        self.pool = pool
+        self.blocks_total = blocks_total
+        self.spare = [Segments() for _ in blocks_total]
+        self.pool_free = list(blocks_total)
+        """Free or evictable in the pool as last heard."""
+        self.short = False
+        """The pool could not meet our need and will send more when it can."""
+        self.pressed = False
+        """Another holder is short."""
+        self.need = [0] * len(blocks_total)
+        """What work waited for when the last step was planned, beyond `spare`."""
+        self._lease_blocks = lease_blocks
+        self._asked: tuple[int, ...] | None = None
+
+    # Tables
+
+    def missing(self, sequence: Sequence, tokens: int) -> list[int]:
+        """Blocks to add per group so that the table covers `tokens` tokens."""
+        blocks = self.spec.blocks_for(tokens)
+        return [max(0, blocks - len(table)) for table in sequence.tables]
+
+    def missing_at_start(self, sequence: Sequence, chunk: int) -> list[int]:
+        """Blocks to begin with: all that is known in full groups (so that it lies in one piece), the first `chunk` tokens in windows.
+
+        What is received needs all its blocks at once.
+        """
+        if sequence.role is Role.DECODE:
+            return self.missing(sequence, sequence.total)
+        near = self.missing(sequence, min(sequence.total, sequence.scheduled + chunk))
+        whole = self.missing(sequence, sequence.total)
+        return [
+            w if g.kind is GroupKind.FULL else n
+            for g, w, n in zip(self.spec.groups, whole, near, strict=True)
+        ]
+
+    def covers(self, blocks: list[int]) -> bool:
+        """Is that much in hand?"""
+        return all(n <= s.total for n, s in zip(blocks, self.spare, strict=True))
+
+    def grow(self, sequence: Sequence, blocks: list[int]) -> list[TableRun]:
+        """Append blocks in hand to the sequence's tables."""
+        assert self.covers(blocks)
+        grown: list[TableRun] = []
+        for group, count in enumerate(blocks):
+            table = sequence.tables[group]
+            near = table[-1] + 1 if table else -1
+            at = len(table)
+            for first, size in self.spare[group].take(count, near):
+                table.extend(range(first, first + size))
+            grown += table_runs(group, at, table[at:])
+        return grown
+
+    def adopt(self, sequence: Sequence, table: tuple[TableRun, ...]) -> None:
+        """Put runs that the pool named into the sequence's tables, in order; what lies before a table's first run is absent."""
+        for run in table:
+            blocks = sequence.tables[run.group]
+            if not blocks:
+                blocks.extend([-1] * run.at)
+                sequence.trimmed[run.group] = run.at
+            assert len(blocks) == run.at
+            blocks.extend(range(run.first, run.first + run.count))
+
+    def private(self, sequence: Sequence) -> list[TableRun]:
+        """The runs of a sequence that are of this instance's lease."""
+        runs: list[TableRun] = []
+        for group, table in enumerate(sequence.tables):
+            at = max(sequence.published[group], sequence.trimmed[group])
+            runs += table_runs(group, at, table[at:])
+        return runs
+
+    def free(self, sequence: Sequence) -> None:
+        """Take the private blocks back in hand and empty the tables. The pool still has to be told to release the published ones."""
+        for run in self.private(sequence):
+            self.spare[run.group].add(run.first, run.count)
+        self.forget(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Empty the tables of a sequence whose blocks are somebody else's now."""
+        for group in range(len(self.spare)):
+            sequence.tables[group] = []
+            sequence.published[group] = 0
+            sequence.trimmed[group] = 0
+
+    def publish(self, sequence: Sequence) -> Publish | None:
+        """What can be published now: full blocks whose KV exists and whose hash is known."""
+        full = min(sequence.computed // self.spec.block_size, len(sequence.hashes))
+        runs: list[TableRun] = []
+        for group, table in enumerate(sequence.tables):
+            at = max(sequence.published[group], sequence.trimmed[group])
+            if at < full:
+                runs += table_runs(group, at, table[at:full])
+                sequence.published[group] = full
+        return Publish(sequence.key, tuple(runs), tuple(sequence.hashes[:full])) if runs else None
+
+    def trim(self, sequence: Sequence, tokens: int) -> list[Trim]:
+        """Give back what windows have passed: blocks that no token from position `tokens` on attends to."""
+        trims: list[Trim] = []
+        for group, g in enumerate(self.spec.groups):
+            below = first_block_needed(g.window, tokens, self.spec.block_size)
+            at = sequence.trimmed[group]
+            if below <= at:
+                continue
+            table = sequence.tables[group]
+            for first, count in id_runs(table[max(at, sequence.published[group]) : below]):
+                self.spare[group].add(first, count)
+            if at < sequence.published[group]:
+                trims.append(Trim(sequence.key, group, min(below, sequence.published[group])))
+            table[at:below] = [-1] * (below - at)
+            sequence.trimmed[group] = below
+            sequence.published[group] = max(sequence.published[group], below)
+        return trims
+
+    # The lease
+
+    def leased(self, message: Leased) -> None:
+        for run in message.runs:
+            self.spare[run.group].add(run.first, run.count)
+        self.short = message.short
+        self.pool_free = list(message.free)
+        if not message.short:
+            self._asked = None
+
+    def request(self) -> Lease | None:
+        """What to ask of the pool now; None if enough is in hand or the same was asked already."""
+        need = tuple(max(0, n - s.total) for n, s in zip(self.need, self.spare, strict=True))
+        ahead = 0 if self.pressed else self._lease_blocks
+        low = any(s.total < ahead // 2 for s in self.spare)
+        if not any(need) and self.short:
+            self.short = False
+            self._asked = None
+            return Lease(need, need)
+        if not any(need) and (not low or not any(self.pool_free)):
+            return None
+        if self._asked is not None and (not any(need) or need == self._asked):
+            return None
+        self._asked = need
+        want = tuple(n + ahead for n in need)
+        return Lease(need, want)
+
+    def surplus(self) -> Return | None:
+        """What to give back now, keeping what work waits for."""
+        keep_max = 0 if self.pressed else 4 * self._lease_blocks
+        runs: list[BlockRun] = []
+        for group, segments in enumerate(self.spare):
+            excess = segments.total - max(self.need[group], keep_max)
+            if excess > 0:
+                runs += [BlockRun(self.pool, group, first, count) for first, count in segments.take(excess)]
+        return Return(tuple(runs)) if runs else None

@@ -1,0 +1,85 @@
+"""The four axes of an instance's scheduler, as protocols. A policy is pure: it reads sequences, writes none, and keeps no clock."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from headrace.engine.sequence import Sequence
+
+FOREVER = 2**31
+"""A horizon without end."""
+
+
+@dataclass(slots=True)
+class StepView:
+    """What the next step may be made of. Lists are in the ordering policy's order."""
+
+    now_ns: int
+    decodes: list[Sequence]
+    """Running, one token each."""
+    prefills: list[Sequence]
+    """Running, with more than one token to compute."""
+    waiting: list[Sequence]
+    tokens_max: int
+    """Budget of the step, tokens."""
+    sequences_max: int
+    """Budget of the step, sequences."""
+
+
+@dataclass(slots=True)
+class AdmissionView:
+    running: list[Sequence]
+    blocks_free: list[int]
+    """Per group: in hand, plus free or evictable in the pool as last heard."""
+    blocks_total: tuple[int, ...]
+    blocks_needed: list[int]
+    """Per group, for what the candidate is known to need now."""
+    block_size: int
+
+
+class Batching(Protocol):
+    def plan(self, view: StepView) -> list[tuple[Sequence, int]]:
+        """Tokens per sequence of the next step, within the budgets; order is the order of execution."""
+        ...
+
+    def horizon(self, view: StepView) -> int: ...
+
+
+class Admission(Protocol):
+    def admit(self, view: AdmissionView, sequence: Sequence) -> bool:
+        """May this sequence start now?"""
+        ...
+
+    def horizon(self, view: StepView) -> int: ...
+
+
+class Ordering(Protocol):
+    def rank(self, sequence: Sequence, now_ns: int) -> tuple[Any, ...]:
+        """The lowest is looked at first. Must be unique to the sequence."""
+        ...
+
+    def horizon(self, view: StepView) -> int: ...
+
+
+class Preemption(Protocol):
+    def victim(self, needy: Sequence | None, candidates: list[Sequence]) -> Sequence | None:
+        """Whom to stop so that `needy` (None: another instance) can go on. Candidates are in order, best first, and rank after `needy`."""
+        ...
+
+    def horizon(self, view: StepView) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePolicies:
+    batching: Batching
+    admission: Admission
+    ordering: Ordering
+    preemption: Preemption
+
+    def horizon(self, view: StepView) -> int:
+        """For how many unchanged steps none of them need be asked."""
+        return min(
+            self.batching.horizon(view),
+            self.admission.horizon(view),
+            self.ordering.horizon(view),
+            self.preemption.horizon(view),
+        )

@@ -1,0 +1,283 @@
+"""Decides what an instance runs next: admission, memory, preemption, and the plan of a step as a difference to the one before.
+
+Two plans may be in flight, executed in order. So a sequence that ends, is preempted or cancelled keeps its blocks until the last plan that
+names it has retired (`Sequence.last_step`), and a token that a plan in flight will emit counts as `pending`.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headrace.engine.memory import Memory
+from headrace.engine.policies import AdmissionView, EnginePolicies, StepView
+from headrace.engine.sequence import Sequence, Status
+from headrace.types.ids import SequenceKey, StepId
+from headrace.types.kv import table_runs
+from headrace.types.messages import Role
+from headrace.types.plan import Growth, SequenceStart, StepPlan, Work
+
+MATCHES_AHEAD = 16
+"""Prefix look-ups asked for before their sequence can start: hides the round trip, and bounds what waiting sequences lock."""
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What the scheduler wants said to others, collected while it plans."""
+
+    match: list[Sequence] = field(default_factory=list[Sequence])
+    """Look up and lock the prefix."""
+    unlock: list[Sequence] = field(default_factory=list[Sequence])
+    """Give the prefix back."""
+    receive: list[Sequence] = field(default_factory=list[Sequence])
+    """Blocks are reserved: ask the source for the KV."""
+
+
+class Scheduler:
+    """Queue, running set and plans of one instance."""
+
+    def __init__(
+        self, policies: EnginePolicies, memory: Memory, tokens_max: int, sequences_max: int, depth: int
+    ) -> None:
+        assert depth in (1, 2), "plans in flight: 1 or 2"
+        self.policies = policies
+        self.memory = memory
+        self.wishes = Wishes()
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.receiving: list[Sequence] = []
+        self.stopping: list[Sequence] = []
+        self.inflight: deque[StepPlan] = deque()
+        self.steps = 0
+        self.retired = 0
+        """Number of the last plan whose result is in."""
+        self.force = False
+        """Another holder needs what our lowest-ranked sequence has."""
+        self._tokens_max = tokens_max
+        self._sequences_max = sequences_max
+        self._depth = depth
+        self._ends: list[SequenceKey] = []
+        self._growth: list[Growth] = []
+
+    # Entry and exit
+
+    def enqueue(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        self.waiting.append(sequence)
+
+    def join(self, sequence: Sequence) -> None:
+        """A sequence whose blocks are here (admitted, received, or held until now) runs from now on."""
+        if sequence.status is Status.RECEIVING:
+            self.receiving.remove(sequence)
+        sequence.status = Status.RUNNING
+        self.running.append(sequence)
+
+    def hold(self, sequence: Sequence) -> None:
+        """A prefilled sequence leaves the running set and keeps its blocks. No plan names it any more, as it may emit no more."""
+        assert sequence.last_step <= self.retired
+        self.running.remove(sequence)
+        sequence.status = Status.HELD
+
+    def stop(self, sequence: Sequence, *, ends: bool) -> None:
+        """Take it out of planning; `drained` returns it once no plan in flight names it. `ends` may be added later, never removed."""
+        if sequence.status is Status.STOPPING:
+            sequence.ends = sequence.ends or ends
+            return
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.status is Status.RECEIVING:
+            self.receiving.remove(sequence)
+        elif sequence.status in (Status.WAITING, Status.MATCHING, Status.MATCHED):
+            self.waiting.remove(sequence)
+        sequence.status = Status.STOPPING
+        sequence.ends = ends
+        self.stopping.append(sequence)
+
+    def drained(self, busy: Callable[[SequenceKey], bool]) -> list[Sequence]:
+        """Stopped sequences that no plan in flight names and that are not `busy` (being sent): the caller frees their blocks now."""
+        done = [s for s in self.stopping if s.last_step <= self.retired and not busy(s.key)]
+        for sequence in done:
+            self.stopping.remove(sequence)
+            self.leave(sequence)
+        return done
+
+    def leave(self, sequence: Sequence) -> None:
+        """The next plan tells the executor to drop its table."""
+        if sequence.started:
+            self._ends.append(sequence.key)
+            sequence.started = False
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Start over after preemption; its blocks are freed already."""
+        sequence.lost += sequence.computed
+        sequence.preemptions += 1
+        sequence.scheduled = sequence.computed = 0
+        assert sequence.pending == 0
+        self.enqueue(sequence)
+
+    def retire(self, plan: StepPlan) -> None:
+        assert self.inflight and self.inflight[0].step == plan.step
+        self.inflight.popleft()
+        self.retired = plan.step
+
+    # Planning
+
+    def plan(self, now_ns: int) -> StepPlan | None:
+        """The next step, or None if there is nothing to run or two are in flight. Leaves in `memory.need` what work waits for."""
+        if len(self.inflight) >= self._depth:
+            return None
+        self._sort(now_ns)
+        if self.force:
+            self.force = False
+            self._stop_for(None, list(self.running))
+        lacking = self._secure()
+        if lacking:
+            self.memory.need = [sum(column) for column in zip(*lacking.values(), strict=True)]
+        else:
+            self.memory.need = [0] * len(self.memory.spare)
+            if not self.memory.pressed:
+                self._admit(now_ns)
+        view = self._view(now_ns, lacking)
+        work = self.policies.batching.plan(view)
+        return self._issue(work, self.policies.horizon(view)) if work else None
+
+    def _sort(self, now_ns: int) -> None:
+        rank = self.policies.ordering.rank
+        self.waiting.sort(key=lambda s: rank(s, now_ns))
+        self.running.sort(key=lambda s: rank(s, now_ns))
+
+    def _view(self, now_ns: int, lacking: dict[SequenceKey, list[int]]) -> StepView:
+        ready = [s for s in self.running if s.remaining > 0 and s.key not in lacking]
+        return StepView(
+            now_ns=now_ns,
+            decodes=[s for s in ready if not s.prefilling],
+            prefills=[s for s in ready if s.prefilling],
+            waiting=self.waiting,
+            tokens_max=self._tokens_max,
+            sequences_max=self._sequences_max,
+        )
+
+    # Memory
+
+    def _secure(self) -> dict[SequenceKey, list[int]]:
+        """Give every running sequence the blocks of its next step, in order; what is lacking, by sequence.
+
+        Behind one that lacks some nobody is given any, so the first in order cannot be starved by those behind it.
+        """
+        lacking: dict[SequenceKey, list[int]] = {}
+        needy: Sequence | None = None
+        for sequence in self.running:
+            missing = self.memory.missing(
+                sequence, sequence.scheduled + min(sequence.remaining, self._tokens_max)
+            )
+            if not any(missing):
+                continue
+            if needy is None and self.memory.covers(missing):
+                grown = self.memory.grow(sequence, missing)
+                if sequence.started:
+                    self._growth.append(Growth(sequence.key, tuple(grown)))
+                continue
+            needy = needy or sequence
+            lacking[sequence.key] = missing
+        if needy is not None and self.memory.short and not self.stopping and not self.unlock_waiting():
+            victim = self._stop_for(needy, self.running[self.running.index(needy) + 1 :])
+            if victim is not None:
+                lacking.pop(victim.key, None)
+        return lacking
+
+    def _stop_for(self, needy: Sequence | None, candidates: list[Sequence]) -> Sequence | None:
+        victim = self.policies.preemption.victim(needy, candidates)
+        if victim is not None:
+            self.stop(victim, ends=False)
+        return victim
+
+    def unlock_waiting(self) -> bool:
+        """Send waiting sequences back to before their prefix look-up: what they lock is wanted by others. True if there were any."""
+        matched = [s for s in self.waiting if s.status is Status.MATCHED and any(map(len, s.tables))]
+        for sequence in matched:
+            self.unmatch(sequence)
+        return bool(matched)
+
+    def unmatch(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        sequence.scheduled = sequence.computed = 0
+        self.wishes.unlock.append(sequence)
+
+    # Admission
+
+    def _admit(self, now_ns: int) -> None:
+        """Start what may start, in order, and ask for the prefixes of what comes next."""
+        room = self._sequences_max - len(self.running) - len(self.receiving)
+        for sequence in self.waiting[: max(0, room)]:
+            if sequence.status is not Status.MATCHED:
+                break
+            missing = self.memory.missing_at_start(sequence, self._tokens_max)
+            view = self._admission_view(missing)
+            fits = all(n <= f for n, f in zip(missing, view.blocks_free, strict=True))
+            if fits and not self.policies.admission.admit(view, sequence):
+                break
+            if not self.memory.covers(missing):
+                # What is free in the pool is only known from its last answer: asking is how to hear of more.
+                self.memory.need = missing
+                break
+            self.waiting.remove(sequence)
+            self.memory.grow(sequence, missing)
+            room -= 1
+            if sequence.role is Role.DECODE:
+                sequence.status = Status.RECEIVING
+                self.receiving.append(sequence)
+                self.wishes.receive.append(sequence)
+            else:
+                self.join(sequence)
+        for sequence in self.waiting[: max(0, min(room, MATCHES_AHEAD))]:
+            if sequence.status is Status.WAITING:
+                sequence.status = Status.MATCHING
+                self.wishes.match.append(sequence)
+        self._sort(now_ns)
+
+    def _admission_view(self, missing: list[int]) -> AdmissionView:
+        memory = self.memory
+        return AdmissionView(
+            running=self.running,
+            blocks_free=[s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True)],
+            blocks_total=memory.blocks_total,
+            blocks_needed=missing,
+            block_size=memory.spec.block_size,
+        )
+
+    # The plan
+
+    def _issue(self, work: list[tuple[Sequence, int]], repeat_max: int) -> StepPlan:
+        self.steps += 1
+        starts = [self._start(sequence) for sequence, _ in work if not sequence.started]
+        items: list[Work] = []
+        for sequence, count in work:
+            emits = sequence.scheduled + count == sequence.total + sequence.pending
+            items.append(Work(sequence.key, sequence.scheduled, count, emits))
+            sequence.scheduled += count
+            sequence.pending += emits
+            sequence.last_step = self.steps
+        gone = dict.fromkeys(self._ends)
+        plan = StepPlan(
+            step=StepId(self.steps),
+            base=StepId(self.steps - 1),
+            ends=tuple(self._ends),
+            starts=tuple(starts),
+            growth=tuple(g for g in self._growth if g.key not in gone),
+            work=tuple(items),
+            repeat_max=repeat_max,
+        )
+        self._ends.clear()
+        self._growth.clear()
+        self.inflight.append(plan)
+        return plan
+
+    def _start(self, sequence: Sequence) -> SequenceStart:
+        sequence.started = True
+        runs = [run for group, blocks in enumerate(sequence.tables) for run in table_runs(group, 0, blocks)]
+        return SequenceStart(
+            key=sequence.key,
+            total=sequence.total,
+            computed=sequence.scheduled,
+            hashed=len(sequence.hashes),
+            table=tuple(runs),
+        )

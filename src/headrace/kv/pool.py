@@ -1,0 +1,186 @@
+"""Who owns which block of one pool: free, leased to an instance, published (locked or cached), or in quarantine.
+
+Every block is in exactly one of these. Instances lease extents in bulk and sub-allocate from them; full blocks whose step has retired are
+published into the prefix index and locked by their sequence's handle; when the last lock goes they stay as cache until evicted.
+"""
+
+from dataclasses import dataclass, field
+
+from headrace.kv.segments import Segments
+from headrace.kv.tree import Entry, Eviction, PrefixTree
+from headrace.types.ids import Address, BlockHash, PoolId, SequenceKey
+from headrace.types.kv import BlockRun, GroupKind, KVSpec, TableRun, table_runs
+
+Holding = tuple[Address, SequenceKey]
+
+
+@dataclass(slots=True)
+class Locks:
+    """A handle's locked entries of one group: logical blocks `at`, `at + 1`, ..."""
+
+    at: int = 0
+    entries: list[Entry] = field(default_factory=list[Entry])
+
+    @property
+    def end(self) -> int:
+        return self.at + len(self.entries)
+
+
+class BlockPool:
+    """All state of one pool. Holders are incarnations of instances."""
+
+    def __init__(self, pool: PoolId, spec: KVSpec, blocks: tuple[int, ...], eviction: Eviction) -> None:
+        assert len(blocks) == len(spec.groups)
+        self.pool = pool
+        self.spec = spec
+        self.blocks = blocks
+        self.free = [Segments() for _ in blocks]
+        for segments, count in zip(self.free, blocks, strict=True):
+            segments.add(0, count)
+        self.trees = [PrefixTree(eviction, rooted=g.kind is GroupKind.FULL) for g in spec.groups]
+        self.leases: dict[Address, list[Segments]] = {}
+        self.handles: dict[Holding, list[Locks]] = {}
+        self.quarantine: dict[Address, list[Segments]] = {}
+
+    def available(self) -> tuple[int, ...]:
+        """Blocks that are free or evictable, per group."""
+        return tuple(f.total + t.evictable for f, t in zip(self.free, self.trees, strict=True))
+
+    # Leases
+
+    def join(self, holder: Address) -> None:
+        assert holder not in self.leases
+        self.leases[holder] = [Segments() for _ in self.blocks]
+
+    def grant(self, holder: Address, group: int, count: int) -> list[BlockRun]:
+        """Lease up to `count` blocks, evicting cached ones if it must."""
+        free, tree = self.free[group], self.trees[group]
+        count = min(count, free.total + tree.evictable)
+        while free.total < count:
+            free.add(tree.evict(), 1)
+        runs = free.take(count)
+        for first, size in runs:
+            self.leases[holder][group].add(first, size)
+        return [BlockRun(self.pool, group, first, size) for first, size in runs]
+
+    def take_back(self, holder: Address, runs: tuple[BlockRun, ...]) -> None:
+        for run in runs:
+            self.leases[holder][run.group].remove(run.first, run.count)
+            self.free[run.group].add(run.first, run.count)
+
+    def forget(self, holder: Address) -> None:
+        """The holder's process has ended: its locks go, its unpublished blocks wait in quarantine for peers that may still write."""
+        for holding in [h for h in self.handles if h[0] == holder]:
+            self.release(holder, holding[1], 0)
+        self.quarantine[holder] = self.leases.pop(holder)
+
+    def end_quarantine(self, holder: Address) -> None:
+        """Nobody can write into the dead holder's blocks any more."""
+        for group, segments in enumerate(self.quarantine.pop(holder)):
+            for first, count in segments.take_all():
+                self.free[group].add(first, count)
+
+    # Prefix index
+
+    def match(
+        self, holder: Address, key: SequenceKey, hashes: tuple[BlockHash, ...], limit: int, now_ns: int
+    ) -> tuple[int, tuple[TableRun, ...]]:
+        """Lock the longest prefix of at most `limit` tokens that every group can serve: its tokens, and where it lies."""
+        assert (holder, key) not in self.handles
+        blocks = self._longest(hashes[: limit // self.spec.block_size])
+        if blocks == 0:
+            return 0, ()
+        handle: list[Locks] = []
+        table: list[TableRun] = []
+        for group, tree in enumerate(self.trees):
+            at = self._first_needed(group, blocks)
+            locks = Locks(at)
+            for name in hashes[at:blocks]:
+                entry = tree.get(name)
+                assert entry is not None
+                tree.lock(entry)
+                entry.used_ns = now_ns
+                locks.entries.append(entry)
+            handle.append(locks)
+            table += table_runs(group, at, [e.block for e in locks.entries])
+        self.handles[(holder, key)] = handle
+        return blocks * self.spec.block_size, tuple(table)
+
+    def publish(
+        self, holder: Address, key: SequenceKey, table: tuple[TableRun, ...], hashes: tuple[BlockHash, ...]
+    ) -> None:
+        """Move full blocks from the lease into the index, locked by the handle. A second copy of an indexed block stays private to it."""
+        handle = self.handles.setdefault((holder, key), [Locks() for _ in self.blocks])
+        for run in table:
+            self.leases[holder][run.group].remove(run.first, run.count)
+            locks, tree = handle[run.group], self.trees[run.group]
+            if not locks.entries:
+                locks.at = run.at
+            assert locks.end == run.at, "a handle is published in order"
+            for i in range(run.count):
+                depth = run.at + i
+                parent = hashes[depth - 1] if depth else None
+                entry = Entry(run.first + i, hashes[depth], parent, depth, refs=1, uses=1)
+                tree.insert(entry)
+                locks.entries.append(entry)
+
+    def trim(self, holder: Address, key: SequenceKey, group: int, below: int, now_ns: int) -> None:
+        """Drop the handle's locks on logical blocks before `below`: a window has passed them."""
+        locks = self.handles[(holder, key)][group]
+        count = min(max(below - locks.at, 0), len(locks.entries))
+        for entry in locks.entries[:count]:
+            self._unlock(group, entry, now_ns)
+        del locks.entries[:count]
+        locks.at += count
+
+    def release(self, holder: Address, key: SequenceKey, now_ns: int) -> None:
+        """Drop all locks of a handle; unknown handles (nothing was matched or published) are fine."""
+        for group, locks in enumerate(self.handles.pop((holder, key), [])):
+            for entry in locks.entries:
+                self._unlock(group, entry, now_ns)
+
+    def hand_over(
+        self, source: Address, target: Address, key: SequenceKey, private: tuple[TableRun, ...]
+    ) -> tuple[tuple[TableRun, ...], tuple[int, ...]]:
+        """Move a handle and the sequence's unpublished blocks to another holder: the whole table, and the published blocks per group."""
+        assert (target, key) not in self.handles
+        handle = self.handles.pop((source, key), None) or [Locks() for _ in self.blocks]
+        self.handles[(target, key)] = handle
+        table: list[TableRun] = []
+        for group, locks in enumerate(handle):
+            table += table_runs(group, locks.at, [e.block for e in locks.entries])
+        for run in private:
+            self.leases[source][run.group].remove(run.first, run.count)
+            self.leases[target][run.group].add(run.first, run.count)
+            table.append(run)
+        return tuple(table), tuple(locks.end for locks in handle)
+
+    def _unlock(self, group: int, entry: Entry, now_ns: int) -> None:
+        if self.trees[group].unlock(entry, now_ns):
+            self.free[group].add(entry.block, 1)
+
+    def _first_needed(self, group: int, blocks: int) -> int:
+        """First logical block that a sequence of `blocks` full blocks still reads in this group."""
+        g = self.spec.groups[group]
+        return first_block_needed(g.window, blocks * self.spec.block_size, self.spec.block_size)
+
+    def _longest(self, hashes: tuple[BlockHash, ...]) -> int:
+        """Full groups serve any edge up to their first gap; window groups those edges whose last tokens they hold."""
+        longest = len(hashes)
+        for tree, g in zip(self.trees, self.spec.groups, strict=True):
+            if g.kind is GroupKind.FULL:
+                longest = next((i for i in range(longest) if tree.get(hashes[i]) is None), longest)
+        return next((edge for edge in range(longest, 0, -1) if self._windows_serve(hashes, edge)), 0)
+
+    def _windows_serve(self, hashes: tuple[BlockHash, ...], edge: int) -> bool:
+        return all(
+            tree.get(hashes[i]) is not None
+            for group, tree in enumerate(self.trees)
+            if self.spec.groups[group].kind is GroupKind.WINDOW
+            for i in range(self._first_needed(group, edge), edge)
+        )
+
+
+def first_block_needed(window: int, tokens: int, block_size: int) -> int:
+    """First logical block that the token at position `tokens` (and any later one) attends to. `window` 0: all."""
+    return 0 if window == 0 else max(0, tokens - window + 1) // block_size

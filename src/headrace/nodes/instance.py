@@ -1,0 +1,498 @@
+"""The instance core: one scheduler, its sequences' lives, and both halves of transfers. See `engine.sequence` for a sequence's states.
+
+Life of a sequence here, by role (`Start.role`):
+ WHOLE    match, admit, run to the end.
+ PREFILL  match, admit, run until the first token; HELD until a `Dispatch` has come and everything is sent (or handed over), or until
+          `Resume` makes it WHOLE. A `Dispatch` may come first; blocks are sent as chunks finish.
+ DECODE   match, reserve, register the expectation, `Dispatch` to the source; RECEIVING until the counter is complete; then as WHOLE.
+          With one pool for both: no reservation, the pool hands the blocks over.
+Whatever happens (cancel, a lost peer, a failed write, a stage's deadline), a sequence leaves through STOPPING (plans in flight and writes
+in flight retire first) or FENCING (the source confirms that it writes no more, or has ended).
+"""
+
+from headrace.engine.memory import Memory
+from headrace.engine.policies import EnginePolicies
+from headrace.engine.scheduler import Scheduler
+from headrace.engine.sequence import Sequence, Status, sequence_from
+from headrace.nodes.limits import InstanceConfig
+from headrace.nodes.receiving import Incoming, Receiving
+from headrace.nodes.sending import Sending
+from headrace.types.events import (
+    Close,
+    Command,
+    Event,
+    Execute,
+    Landed,
+    PeerLost,
+    PeerUp,
+    Received,
+    Send,
+    StepDone,
+    WakeAt,
+    Written,
+)
+from headrace.types.ids import Address, SequenceKey
+from headrace.types.kv import KVSpec
+from headrace.types.messages import (
+    Abandon,
+    Adopted,
+    AnyMessage,
+    Begun,
+    Cancel,
+    Dispatch,
+    Drain,
+    Failed,
+    Fenced,
+    InstanceInfo,
+    Joined,
+    Leased,
+    Match,
+    Matched,
+    Prefilled,
+    Recall,
+    Refused,
+    Release,
+    Report,
+    Resume,
+    Role,
+    Start,
+    Tail,
+    TokenRun,
+    Tokens,
+    Unfenced,
+)
+from headrace.types.plan import Output, StepPlan, StepResult
+from headrace.types.request import FinishReason
+
+
+class Instance:
+    """See the module. Peers with another pool are reached by writes, those of the same pool by handover."""
+
+    def __init__(
+        self,
+        address: Address,
+        router: Address,
+        info: InstanceInfo,
+        spec: KVSpec,
+        policies: EnginePolicies,
+        config: InstanceConfig,
+    ) -> None:
+        self.address = address
+        self.sequences: dict[SequenceKey, Sequence] = {}
+        self.memory = Memory(spec, info.pool, info.blocks_total, config.lease_blocks)
+        self.scheduler = Scheduler(
+            policies, self.memory, config.tokens_max, config.sequences_max, config.depth
+        )
+        self._out: list[Command] = []
+        self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
+        self.receiving = Receiving(spec, self.memory, self._emit)
+        self._router = router
+        self._info = info
+        self._spec = spec
+        self._config = config
+        self._peers: dict[Address, InstanceInfo] = {}
+        self._lost: dict[str, int] = {}
+        """Name -> its highest epoch that has ended."""
+        self._deadlines: dict[SequenceKey, int] = {}
+        """Of sequences that wait for somebody else: held, receiving, fencing."""
+        self._draining = False
+        self._wake_ns = 0
+
+    # The core's three verbs
+
+    def handle(self, event: Event, now_ns: int) -> None:
+        match event:
+            case Received(source, message):
+                if not self._gone(source):
+                    self._message(source, message, now_ns)
+            case StepDone(result):
+                self._step_done(result, now_ns)
+            case Landed(slot, weight):
+                self._complete(self.receiving.landed(slot, weight), now_ns)
+            case Written(write, ok):
+                self._written(*self.sending.written(write, ok), now_ns)
+            case PeerUp(peer, info):
+                self._peers[peer] = info
+            case PeerLost(peer, info):
+                self._peer_lost(peer, info, now_ns)
+            case _:
+                raise TypeError(f"an instance has no use for {event!r}")
+
+    def settle(self, now_ns: int) -> list[Command]:
+        self._expire(now_ns)
+        self._reap()
+        while (plan := self.scheduler.plan(now_ns)) is not None:
+            self._tell_begun(plan, now_ns)
+            self._out.append(Execute(plan))
+        # What was stopped just now and is in no plan is free at once.
+        self._reap()
+        self._tell_pool()
+        self.sending.tell_quiet()
+        wake_ns = min(self._deadlines.values(), default=0)
+        if wake_ns and wake_ns != self._wake_ns:
+            self._out.append(WakeAt(wake_ns))
+        self._wake_ns = wake_ns
+        out = list(self._out)
+        self._out.clear()
+        return out
+
+    def observe(self, now_ns: int) -> Report:
+        scheduler = self.scheduler
+        active = scheduler.waiting + scheduler.running
+        free = [s.total + f for s, f in zip(self.memory.spare, self.memory.pool_free, strict=True)]
+        return Report(
+            observed_at_ns=now_ns,
+            waiting=len(scheduler.waiting),
+            running=len(scheduler.running),
+            held=sum(s.status is Status.HELD for s in self.sequences.values()),
+            receiving=len(scheduler.receiving),
+            tokens_waiting=sum(max(0, s.total - s.scheduled) for s in active),
+            blocks_total=sum(self.memory.blocks_total),
+            blocks_free=sum(free),
+            steps=scheduler.retired,
+            draining=self._draining,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is held for anyone."""
+        return not self.sequences and self.sending.idle and self.receiving.idle
+
+    # Messages
+
+    def _message(self, source: Address, message: AnyMessage, now_ns: int) -> None:
+        match message:
+            case Start():
+                self._start(message, now_ns)
+            case Cancel(key):
+                self._cancel(key, now_ns)
+            case Resume(key):
+                self._resume(key)
+            case Drain():
+                self._draining = True
+            case Matched():
+                self._matched(message)
+            case Leased():
+                self.memory.leased(message)
+            case Recall(on, force):
+                self.memory.pressed = on
+                self.scheduler.force = self.scheduler.force or force
+                if on:
+                    self.scheduler.unlock_waiting()
+            case Dispatch():
+                self._dispatched(source, message, now_ns)
+            case Abandon():
+                self.sending.abandoned(source, message)
+            case Fenced(key, slot):
+                if self.receiving.fenced(key, slot):
+                    self._leave(self.sequences[key])
+            case Tail():
+                self._complete(self.receiving.tail(message), now_ns)
+            case Adopted():
+                self._adopted(message, now_ns)
+            case _:
+                raise TypeError(f"an instance has no use for {message!r}")
+
+    def _start(self, message: Start, now_ns: int) -> None:
+        key = message.key
+        assert key not in self.sequences, f"{key} is started twice"
+        refusal = self._refusal(message)
+        if refusal is not None:
+            self._send(self._router, refusal)
+            self._out.append(Close(key))
+            return
+        sequence = sequence_from(message, len(self._spec.groups))
+        self.sequences[key] = sequence
+        if message.role is Role.PREFILL:
+            self.sending.started(sequence)
+        if message.role is Role.DECODE:
+            self._deadlines[key] = now_ns + self._config.receive_ns
+            peer = self._peers.get(message.source) if message.source else None
+            if peer is not None and peer.pool == self._info.pool:
+                # The blocks are in our pool already: nothing to reserve, nothing to queue for.
+                sequence.status = Status.RECEIVING
+                self.scheduler.receiving.append(sequence)
+                self.receiving.expect(sequence, shared=True)
+                return
+        self.scheduler.enqueue(sequence)
+
+    def _refusal(self, message: Start) -> Refused | Failed | None:
+        if self._draining:
+            return Refused(message.key, "draining")
+        if len(self.scheduler.waiting) >= self._config.waiting_max:
+            return Refused(message.key, "queue full")
+        if message.source is not None and self._gone(message.source):
+            return Failed(message.key, f"{message.source} was lost", retry=True)
+        tokens = message.total + message.emits_max
+        blocks, have = self._spec.blocks_for(tokens), min(self._info.blocks_total)
+        if blocks <= have:
+            return None
+        reason = f"{tokens} tokens need {blocks} blocks of KV, the pool has {have}"
+        return Failed(message.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=False)
+
+    def _resume(self, key: SequenceKey) -> None:
+        sequence = self.sequences.get(key)
+        if sequence is None or sequence.role is not Role.PREFILL or key in self.sending:
+            return
+        sequence.role = Role.WHOLE
+        self._deadlines.pop(key, None)
+        if sequence.status is Status.HELD:
+            self.scheduler.join(sequence)
+
+    def _cancel(self, key: SequenceKey, now_ns: int) -> None:
+        self.sending.stop(key)
+        sequence = self.sequences.get(key)
+        if sequence is not None:
+            self._drop(sequence, now_ns)
+
+    def _matched(self, message: Matched) -> None:
+        sequence = self.sequences.get(message.key)
+        if sequence is None or sequence.status is not Status.MATCHING:
+            self._to_pool(Release(message.key))
+            return
+        self.memory.adopt(sequence, message.table)
+        sequence.published = [len(table) for table in sequence.tables]
+        sequence.status = Status.MATCHED
+        sequence.scheduled = sequence.computed = message.tokens
+        if self.memory.pressed:
+            self.scheduler.unmatch(sequence)
+            return
+        sequence.recomputed += max(0, sequence.lost - message.tokens)
+        sequence.lost = 0
+        if sequence.role is Role.DECODE:
+            for trim in self.memory.trim(sequence, sequence.total):
+                self._to_pool(trim)
+
+    # Leaving
+
+    def _drop(self, sequence: Sequence, now_ns: int) -> None:
+        """It has no more to do here: free what it has as soon as nothing can touch it."""
+        self._deadlines.pop(sequence.key, None)
+        self.sending.stop(sequence.key)
+        if sequence.status is Status.FENCING:
+            self._deadlines[sequence.key] = now_ns + self._config.fence_ns
+        elif sequence.status is Status.RECEIVING and self.receiving.abandon(sequence.key):
+            self.scheduler.receiving.remove(sequence)
+            sequence.status = Status.FENCING
+            self._deadlines[sequence.key] = now_ns + self._config.fence_ns
+        else:
+            self.scheduler.stop(sequence, ends=True)
+
+    def _fail(self, sequence: Sequence, reason: str, now_ns: int, *, retry: bool) -> None:
+        self._send(self._router, Failed(sequence.key, reason, retry))
+        self._drop(sequence, now_ns)
+
+    def _reap(self) -> None:
+        """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over."""
+        for sequence in self.scheduler.drained(self.sending.busy):
+            if sequence.ends:
+                self._leave(sequence)
+            else:
+                self._free(sequence)
+                self.scheduler.requeue(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Nothing can touch its blocks any more: free them and forget it."""
+        key = sequence.key
+        self._free(sequence)
+        self.sending.close(key)
+        self.receiving.close(key)
+        self.scheduler.leave(sequence)
+        self._deadlines.pop(key, None)
+        del self.sequences[key]
+        self._out.append(Close(key))
+
+    def _free(self, sequence: Sequence) -> None:
+        if any(sequence.published):
+            self._to_pool(Release(sequence.key))
+        self.memory.free(sequence)
+
+    def _expire(self, now_ns: int) -> None:
+        for key in [k for k, at_ns in self._deadlines.items() if at_ns <= now_ns]:
+            sequence = self.sequences[key]
+            if sequence.status is Status.FENCING:
+                assert sequence.source is not None
+                self._send(self._router, Unfenced(sequence.source))
+                self._deadlines[key] = now_ns + self._config.fence_ns
+            else:
+                reason = (
+                    "its KV was not fetched in time"
+                    if sequence.status is Status.HELD
+                    else "no KV came in time"
+                )
+                self._fail(sequence, reason, now_ns, retry=True)
+
+    # Steps
+
+    def _tell_begun(self, plan: StepPlan, now_ns: int) -> None:
+        for start in plan.starts:
+            sequence = self.sequences[start.key]
+            if not sequence.begun:
+                sequence.begun = True
+                self._send(self._router, Begun(start.key, now_ns, start.computed))
+
+    def _step_done(self, result: StepResult, now_ns: int) -> None:
+        plan = self.scheduler.inflight[0]
+        assert plan.step == result.step and result.repeats == 1, "results come in the order of plans"
+        self.scheduler.retire(plan)
+        runs: list[TokenRun] = []
+        for work, output in zip(plan.work, result.outputs, strict=True):
+            sequence = self.sequences[work.key]
+            sequence.pending -= work.emits
+            if sequence.status is Status.STOPPING or output.discarded:
+                # What a preempted sequence drew in this step is drawn again, the same.
+                continue
+            if output.error:
+                self._fail(sequence, output.error, now_ns, retry=False)
+                continue
+            run = self._progress(sequence, work.first + work.count, output, now_ns)
+            if run is not None:
+                runs.append(run)
+        if runs:
+            self._send(self._router, Tokens(tuple(runs)))
+
+    def _progress(self, sequence: Sequence, computed: int, output: Output, now_ns: int) -> TokenRun | None:
+        """Take in one output: KV, blocks to publish and to send, tokens, and what follows from them."""
+        sequence.computed = computed
+        sequence.hashes.extend(output.hashes)
+        self._publish(sequence)
+        if not output.emitted:
+            self.sending.advance(sequence)
+            return None
+        if sequence.emitted == 0:
+            self._send(self._router, Prefilled(sequence.key, now_ns))
+        first = sequence.history + sequence.emitted
+        sequence.emitted += output.emitted
+        sequence.total += output.emitted
+        finish = output.finish
+        if finish is None and sequence.emitted >= sequence.emits_max:
+            finish = FinishReason.LENGTH
+        if finish is not None:
+            self._drop(sequence, now_ns)
+        elif sequence.role is Role.PREFILL:
+            self.scheduler.hold(sequence)
+            self._hold(sequence, now_ns)
+        recomputed = sequence.recomputed if finish is not None else 0
+        return TokenRun(sequence.key, first, output.emitted, finish, output.hashes, recomputed)
+
+    def _publish(self, sequence: Sequence) -> None:
+        message = self.memory.publish(sequence)
+        if message is not None:
+            self._to_pool(message)
+        for trim in self.memory.trim(sequence, sequence.computed):
+            self._to_pool(trim)
+
+    # The source's half of a transfer
+
+    def _dispatched(self, source: Address, message: Dispatch, now_ns: int) -> None:
+        sequence = self.sequences.get(message.key)
+        if sequence is not None and (sequence.role is not Role.PREFILL or sequence.ends):
+            return
+        self.sending.dispatched(source, message, sequence)
+        if sequence is None:
+            return
+        self._deadlines.pop(message.key, None)
+        if sequence.status is Status.HELD:
+            self._hold(sequence, now_ns)
+        elif sequence.status is Status.RUNNING:
+            self.sending.advance(sequence)
+
+    def _hold(self, sequence: Sequence, now_ns: int) -> None:
+        """A held sequence: send all there is; without a target yet, wait for one."""
+        if self.sending.advance(sequence):
+            self._sent(sequence)
+        elif sequence.key not in self.sending:
+            self._deadlines[sequence.key] = now_ns + self._config.hold_ns
+
+    def _written(self, key: SequenceKey, failed: bool, now_ns: int) -> None:
+        sequence = self.sequences[key]
+        if failed:
+            self._fail(sequence, "a write to the decode instance failed", now_ns, retry=True)
+        elif sequence.status is Status.HELD and self.sending.advance(sequence):
+            self._sent(sequence)
+
+    def _sent(self, sequence: Sequence) -> None:
+        """All is at the target: what was published stays here as cache."""
+        if self.sending.handed_over(sequence.key):
+            self.memory.forget(sequence)
+        self._leave(sequence)
+
+    # The target's half of a transfer
+
+    def _adopted(self, message: Adopted, now_ns: int) -> None:
+        wanted, session = self.receiving.adopted(message)
+        if not wanted:
+            for run in message.table:
+                private = run.at + run.count - max(run.at, message.published[run.group])
+                if private > 0:
+                    self.memory.spare[run.group].add(run.first + run.count - private, private)
+            self._to_pool(Release(message.key))
+        self._complete(session, now_ns)
+
+    def _complete(self, session: Incoming | None, now_ns: int) -> None:
+        """All KV is here: the sequence goes on from the tail's token."""
+        if session is None or session.sequence.status is not Status.RECEIVING:
+            return
+        sequence, tail = session.sequence, session.tail
+        assert tail is not None
+        self.receiving.close(sequence.key)
+        self._deadlines.pop(sequence.key, None)
+        cached = sequence.computed
+        sequence.role = Role.WHOLE
+        sequence.begun = True
+        sequence.scheduled = sequence.computed = sequence.total
+        sequence.total += tail.emitted
+        sequence.emitted = tail.emitted
+        sequence.hashes = list(tail.hashes)
+        self._publish(sequence)
+        self.scheduler.join(sequence)
+        joined = Joined(sequence.key, now_ns, cached, tail.blocks, tail.bytes, tail.writes)
+        self._send(self._router, joined)
+
+    # Peers
+
+    def _gone(self, peer: Address) -> bool:
+        return peer.epoch <= self._lost.get(peer.name, -1)
+
+    def _peer_lost(self, peer: Address, info: InstanceInfo, now_ns: int) -> None:
+        self._lost[peer.name] = max(peer.epoch, self._lost.get(peer.name, -1))
+        self._peers.pop(peer, None)
+        for key in self.sending.peer_lost(peer, info):
+            # The router will cancel it; should it not, this will.
+            self._deadlines[key] = now_ns + self._config.hold_ns
+        for key in self.receiving.of(peer):
+            # Its process has ended: no write can land any more.
+            sequence = self.sequences[key]
+            if sequence.status is Status.RECEIVING:
+                self._send(self._router, Failed(key, f"{peer} was lost", retry=True))
+                self.scheduler.receiving.remove(sequence)
+            self._leave(sequence)
+        for sequence in [s for s in self.scheduler.waiting if s.role is Role.DECODE and s.source == peer]:
+            self._fail(sequence, f"{peer} was lost", now_ns, retry=True)
+
+    # Saying it
+
+    def _tell_pool(self) -> None:
+        wishes = self.scheduler.wishes
+        for sequence in wishes.unlock:
+            self._free(sequence)
+        for sequence in wishes.match:
+            limit = sequence.total - (sequence.role is not Role.DECODE)
+            self._to_pool(Match(sequence.key, tuple(sequence.hashes), limit))
+        for sequence in wishes.receive:
+            self.receiving.expect(sequence, shared=False)
+        wishes.unlock.clear()
+        wishes.match.clear()
+        wishes.receive.clear()
+        for message in (self.memory.surplus(), self.memory.request()):
+            if message is not None:
+                self._to_pool(message)
+
+    def _to_pool(self, message: AnyMessage) -> None:
+        self._send(self._info.pool_address, message)
+
+    def _send(self, target: Address, message: AnyMessage) -> None:
+        self._out.append(Send(target, message))
+
+    def _emit(self, command: Command) -> None:
+        self._out.append(command)

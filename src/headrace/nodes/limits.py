@@ -1,0 +1,39 @@
+"""Limits of the cores, each with its default. Times are nanoseconds."""
+
+import msgspec
+
+SECOND = 1_000_000_000
+
+
+class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one instance."""
+
+    tokens_max: int = 2048
+    """Tokens of one step (`--max-num-batched-tokens`)."""
+    sequences_max: int = 256
+    """Sequences running at once (`--max-num-seqs`)."""
+    waiting_max: int = 4096
+    """Sequences waiting; more are refused."""
+    depth: int = 2
+    """Plans in flight."""
+    lease_blocks: int = 32
+    """Blocks kept in hand beyond what work waits for."""
+    hold_ns: int = 60 * SECOND
+    """A prefilled sequence waits so long for its KV to be fetched."""
+    receive_ns: int = 300 * SECOND
+    """From the dispatch until all KV is here, the source's queue included."""
+    fence_ns: int = 5 * SECOND
+    """A source has so long to confirm that it writes no more; then its end is asked for."""
+
+
+class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of the router."""
+
+    choices_max: int = 4096
+    """Unfinished choices; further requests are rejected as overload (`--max-requests`)."""
+    attempts_max: int = 16
+    """Attempts at one choice before its request fails."""
+    split_failures_max: int = 2
+    """After so many failed handovers a choice is kept whole on one instance."""
+    refused_ns: int = SECOND // 100
+    """Pause before asking again after a refusal."""

@@ -1,0 +1,193 @@
+"""The pool core: one owner of every block of one pool, in a process that outlives its holders.
+
+Life cycle of a lease request:
+ 1. `Lease` joins the queue (a holder already in it keeps its place; its need is replaced).
+ 2. Each settle serves the queue in order. The first whose need cannot be met is *short*: it is told, stays first, and gets whatever
+    comes free.
+ 3. While someone is short, all other holders are under pressure (`Recall(on=True)`): they keep nothing spare. One that is short itself,
+    behind the first, is forced: it stops its lowest-ranked sequence. So the first always gets on, and the queue moves.
+ 4. When nobody is short, pressure ends (`Recall(on=False)`).
+
+Life cycle of a dead holder's blocks: what it published stays valid; its unpublished extents are in quarantine until every instance that
+was alive has said `Quiet` (it writes there no more) or has ended itself.
+"""
+
+from dataclasses import dataclass
+
+from headrace.kv.pool import BlockPool
+from headrace.kv.tree import Eviction
+from headrace.types.events import Command, Event, PeerLost, PeerUp, Received, Send
+from headrace.types.ids import Address, PoolId
+from headrace.types.kv import BlockRun, KVSpec
+from headrace.types.messages import (
+    Adopted,
+    AnyMessage,
+    Handover,
+    Lease,
+    Leased,
+    Match,
+    Matched,
+    Publish,
+    Quiet,
+    Recall,
+    Release,
+    Report,
+    Return,
+    Trim,
+)
+
+
+@dataclass(slots=True)
+class Ask:
+    """An unmet lease request."""
+
+    need: tuple[int, ...]
+    want: tuple[int, ...]
+    told: bool = False
+    """The holder knows that it is short."""
+    forced: bool = False
+    """The holder was asked to stop a sequence, and has not answered yet."""
+
+
+class PoolCore:
+    """See the module. Only incarnations announced by `PeerUp` for this pool are holders; others' messages are dropped."""
+
+    def __init__(
+        self, address: Address, pool: PoolId, spec: KVSpec, blocks: tuple[int, ...], eviction: Eviction
+    ) -> None:
+        self.address = address
+        self.blocks = BlockPool(pool, spec, blocks, eviction)
+        self._peers: dict[Address, None] = {}
+        self._queue: dict[Address, Ask] = {}
+        self._pressed: dict[Address, None] = {}
+        self._writers: dict[Address, dict[Address, None]] = {}
+        """Dead holder -> live peers that have not yet said that they write there no more."""
+        self._early: dict[Address, dict[Address, None]] = {}
+        self._out: list[Command] = []
+
+    def handle(self, event: Event, now_ns: int) -> None:
+        match event:
+            case PeerUp(peer, info):
+                self._peers[peer] = None
+                if info.pool == self.blocks.pool:
+                    self.blocks.join(peer)
+            case PeerLost(peer):
+                self._lost(peer)
+            case Received(source, message):
+                if source in self._peers:
+                    self._message(source, message, now_ns)
+            case _:
+                raise TypeError(f"a pool has no use for {event!r}")
+
+    def settle(self, now_ns: int) -> list[Command]:
+        self._serve()
+        self._press()
+        out, self._out = self._out, []
+        return out
+
+    def observe(self, now_ns: int) -> Report | None:
+        return None
+
+    def _message(self, source: Address, message: AnyMessage, now_ns: int) -> None:
+        pool = self.blocks
+        match message:
+            case Lease(need, want):
+                self._ask(source, need, want)
+            case Return(runs):
+                pool.take_back(source, runs)
+                if source in self._queue:
+                    self._queue[source].forced = False
+            case Match(key, hashes, limit):
+                tokens, table = pool.match(source, key, hashes, limit, now_ns)
+                self._send(source, Matched(key, tokens, table))
+            case Publish(key, table, hashes):
+                pool.publish(source, key, table, hashes)
+            case Trim(key, group, below):
+                pool.trim(source, key, group, below, now_ns)
+            case Release(key):
+                pool.release(source, key, now_ns)
+            case Handover():
+                self._hand_over(source, message, now_ns)
+            case Quiet(lost):
+                self._quiet(lost, source)
+            case _:
+                raise TypeError(f"a pool has no use for {message!r}")
+
+    def _hand_over(self, source: Address, message: Handover, now_ns: int) -> None:
+        key, pool = message.key, self.blocks
+        if message.target in pool.leases:
+            table, published = pool.hand_over(source, message.target, key, message.private)
+            self._send(message.target, Adopted(key, table, published))
+            return
+        pool.release(source, key, now_ns)
+        pool.take_back(source, tuple(BlockRun(pool.pool, r.group, r.first, r.count) for r in message.private))
+
+    def _lost(self, peer: Address) -> None:
+        self._peers.pop(peer, None)
+        self._queue.pop(peer, None)
+        self._pressed.pop(peer, None)
+        for lost in list(self._writers):
+            self._quiet(lost, peer)
+        if peer in self.blocks.leases:
+            self.blocks.forget(peer)
+            early = self._early.pop(peer, {})
+            self._writers[peer] = {p: None for p in self._peers if p not in early}
+            self._quiet(peer, peer)
+
+    def _quiet(self, lost: Address, writer: Address) -> None:
+        if lost in self.blocks.leases:
+            # The writer heard of the loss before we did.
+            self._early.setdefault(lost, {})[writer] = None
+        writers = self._writers.get(lost)
+        if writers is None:
+            return
+        writers.pop(writer, None)
+        if not writers:
+            del self._writers[lost]
+            self.blocks.end_quarantine(lost)
+
+    # Leases
+
+    def _ask(self, holder: Address, need: tuple[int, ...], want: tuple[int, ...]) -> None:
+        ask = self._queue.setdefault(holder, Ask(need, want))
+        ask.need, ask.want, ask.told, ask.forced = need, want, False, False
+
+    def _serve(self) -> None:
+        """Serve the queue in order until one cannot be met; those behind it get what it leaves, which is nothing of what it lacks."""
+        blocked = False
+        for holder, ask in list(self._queue.items()):
+            runs: list[BlockRun] = []
+            lacks: list[int] = []
+            for group, need in enumerate(ask.need):
+                count = 0 if blocked else max(need, ask.want[group])
+                granted = self.blocks.grant(holder, group, count)
+                runs += granted
+                lacks.append(max(0, need - sum(r.count for r in granted)))
+            short = any(lacks)
+            if short:
+                ask.need = ask.want = tuple(lacks)
+                blocked = True
+            else:
+                del self._queue[holder]
+            if runs or not short or not ask.told:
+                ask.told = True
+                self._send(holder, Leased(tuple(runs), short, self.blocks.available()))
+
+    def _press(self) -> None:
+        """Tell who is under pressure, and force those that are short behind the first."""
+        first = next(iter(self._queue), None)
+        for holder in self.blocks.leases:
+            on = first is not None and holder != first
+            ask = self._queue.get(holder)
+            force = on and ask is not None and not ask.forced
+            if ask is not None and force:
+                ask.forced = True
+            if force or on != (holder in self._pressed):
+                self._send(holder, Recall(on, force))
+            if on:
+                self._pressed[holder] = None
+            else:
+                self._pressed.pop(holder, None)
+
+    def _send(self, target: Address, message: AnyMessage) -> None:
+        self._out.append(Send(target, message))

@@ -1,0 +1,106 @@
+"""The target's half of all transfers of one instance: slots, what has arrived, and fencing. See `transfer.target` for counting."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.engine.memory import Memory
+from headrace.engine.sequence import Sequence
+from headrace.transfer.runs import expected_weight
+from headrace.transfer.target import Expectations
+from headrace.types.events import Command, Send
+from headrace.types.ids import Address, SequenceKey, Slot
+from headrace.types.kv import KVSpec
+from headrace.types.messages import Abandon, Adopted, Dispatch, Tail
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One session: complete when the slot's count is reached and the tail (and, with one pool, the handover) is among it."""
+
+    sequence: Sequence
+    slot: Slot
+    shared: bool
+    tail: Tail | None = None
+    complete: bool = False
+
+
+class Receiving:
+    """Appends its commands to the instance's `out`."""
+
+    def __init__(self, spec: KVSpec, memory: Memory, out: Callable[[Command], None]) -> None:
+        self._memory = memory
+        self._out = out
+        self._layers = [len(g.layers) for g in spec.groups]
+        self._expectations = Expectations()
+        self._sessions: dict[SequenceKey, Incoming] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self._sessions and not len(self._expectations)
+
+    def expect(self, sequence: Sequence, *, shared: bool) -> None:
+        """Register what will come, then tell the source. The sequence's private blocks are the target (none with one pool)."""
+        assert sequence.source is not None
+        table = () if shared else tuple(self._memory.private(sequence))
+        blocks = [sum(r.count for r in table if r.group == g) for g in range(len(self._layers))]
+        # With one pool the handover counts for one in place of the blocks.
+        expected = expected_weight(blocks, self._layers) + shared
+        slot = self._expectations.open(sequence.key, expected)
+        self._sessions[sequence.key] = Incoming(sequence, slot, shared)
+        self._out(Send(sequence.source, Dispatch(sequence.key, slot, table, shared, expected)))
+
+    def landed(self, slot: Slot, weight: int) -> Incoming | None:
+        """Count; the session, if this completed it."""
+        expectation = self._expectations.land(slot, weight)
+        if not expectation.complete:
+            return None
+        session = self._sessions[expectation.key]
+        session.complete = True
+        return session
+
+    def tail(self, message: Tail) -> Incoming | None:
+        """The last piece, in order of arrival not necessarily the last. None for a session that is over."""
+        session = self._sessions.get(message.key)
+        if session is None or session.slot != message.slot:
+            return None
+        session.tail = message
+        return self.landed(message.slot, 1)
+
+    def adopted(self, message: Adopted) -> tuple[bool, Incoming | None]:
+        """The pool handed blocks over: whether somebody still wants them, and the session, if this completed it."""
+        session = self._sessions.get(message.key)
+        if session is None:
+            return False, None
+        self._memory.adopt(session.sequence, message.table)
+        session.sequence.published = list(message.published)
+        return True, self.landed(session.slot, 1)
+
+    def abandon(self, key: SequenceKey) -> bool:
+        """Give up. True if memory may still be written until the source says `Fenced`; else the session is over."""
+        session = self._sessions.get(key)
+        if session is None:
+            return False
+        assert session.sequence.source is not None
+        self._out(Send(session.sequence.source, Abandon(key, session.slot)))
+        if session.shared:
+            self.close(key)
+            return False
+        return True
+
+    def fenced(self, key: SequenceKey, slot: Slot) -> bool:
+        """The source writes no more into this slot. False for an answer to a session that is over."""
+        session = self._sessions.get(key)
+        if session is None or session.slot != slot:
+            return False
+        self.close(key)
+        return True
+
+    def close(self, key: SequenceKey) -> None:
+        """No late write can land: the slot may be used again."""
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            self._expectations.close(session.slot)
+
+    def of(self, source: Address) -> list[SequenceKey]:
+        """Sessions fed by this source."""
+        return [k for k, session in self._sessions.items() if session.sequence.source == source]

@@ -1,0 +1,153 @@
+"""The source's half of all transfers of one instance: sessions, fences, and peers that were lost. See `transfer.source` for one session."""
+
+from collections.abc import Callable
+
+from headrace.engine.memory import Memory
+from headrace.engine.sequence import Sequence, Status
+from headrace.transfer.source import Outgoing
+from headrace.types.events import Command, Send
+from headrace.types.ids import Address, SequenceKey, Slot, WriteId
+from headrace.types.kv import KVSpec
+from headrace.types.messages import Abandon, Dispatch, Fenced, Handover, InstanceInfo, Quiet, Tail
+
+
+class Sending:
+    """Appends its commands to the instance's `out`."""
+
+    def __init__(self, spec: KVSpec, memory: Memory, pool: Address, out: Callable[[Command], None]) -> None:
+        self._spec = spec
+        self._memory = memory
+        self._pool = pool
+        self._out = out
+        self._sessions: dict[SequenceKey, Outgoing] = {}
+        self._early: dict[SequenceKey, tuple[Address, Dispatch]] = {}
+        """Dispatches whose sequence has not been started yet."""
+        self._fences: dict[SequenceKey, tuple[Address, Slot]] = {}
+        """Targets that wait for a session's writes to end."""
+        self._writes: dict[WriteId, SequenceKey] = {}
+        self._write_count = 0
+        self._quiet_due: dict[Address, Address] = {}
+        """Lost peer -> its pool, to be told once no write to it is in flight."""
+
+    def __contains__(self, key: SequenceKey) -> bool:
+        return key in self._sessions
+
+    @property
+    def idle(self) -> bool:
+        return not (self._sessions or self._early or self._fences or self._writes)
+
+    def busy(self, key: SequenceKey) -> bool:
+        """Writes from this sequence's blocks are in flight."""
+        session = self._sessions.get(key)
+        return session is not None and not session.quiet
+
+    # Sessions
+
+    def dispatched(self, target: Address, dispatch: Dispatch, sequence: Sequence | None) -> None:
+        """Where the target wants a sequence's KV; its `Start` may come later."""
+        if sequence is None:
+            self._early[dispatch.key] = (target, dispatch)
+        else:
+            self._sessions[dispatch.key] = Outgoing(
+                dispatch, target, self._spec, [0] * len(self._spec.groups)
+            )
+
+    def started(self, sequence: Sequence) -> None:
+        """A PREFILL sequence began: has its target asked already?"""
+        if sequence.key in self._early:
+            self.dispatched(*self._early.pop(sequence.key), sequence)
+
+    def advance(self, sequence: Sequence) -> bool:
+        """Send what is ready. True once all is sent and acknowledged: the sequence is no longer needed here."""
+        session = self._sessions.get(sequence.key)
+        if session is None or session.stopped:
+            return False
+        held = sequence.status is Status.HELD
+        size = self._spec.block_size
+        ready = self._spec.blocks_for(sequence.computed) if held else sequence.computed // size
+        for write in session.advance(sequence.tables, ready, self._next_write):
+            self._writes[write.write] = sequence.key
+            self._out(write)
+        if held and not session.tail_sent:
+            self._send_tail(sequence, session)
+        return session.done
+
+    def handed_over(self, key: SequenceKey) -> bool:
+        """The sequence's blocks belong to the target now."""
+        return self._sessions[key].dispatch.shared and self._sessions[key].tail_sent
+
+    def close(self, key: SequenceKey) -> None:
+        """The sequence has left."""
+        session = self._sessions.pop(key, None)
+        assert session is None or session.quiet
+        self._early.pop(key, None)
+
+    def stop(self, key: SequenceKey) -> None:
+        """Issue nothing more for this sequence."""
+        if key in self._sessions:
+            self._sessions[key].stop()
+        self._early.pop(key, None)
+
+    def written(self, write: WriteId, ok: bool) -> tuple[SequenceKey, bool]:
+        """A write ended: whose it was, and whether that session fails by it."""
+        key = self._writes.pop(write)
+        session = self._sessions[key]
+        session.acknowledge(write)
+        failed = not ok and not session.stopped
+        if failed:
+            session.stop()
+        self._answer_fence(key)
+        return key, failed
+
+    # Fences
+
+    def abandoned(self, target: Address, message: Abandon) -> None:
+        """The target gives up: no write into this slot may land after `Fenced`."""
+        self._early.pop(message.key, None)
+        self.stop(message.key)
+        self._fences[message.key] = (target, message.slot)
+        self._answer_fence(message.key)
+
+    def peer_lost(self, peer: Address, info: InstanceInfo) -> list[SequenceKey]:
+        """Stop all sessions to a dead peer; their keys."""
+        for key in [k for k, (target, _) in self._early.items() if target == peer]:
+            del self._early[key]
+        for key in [k for k, (target, _) in self._fences.items() if target == peer]:
+            del self._fences[key]
+        keys = [k for k, session in self._sessions.items() if session.target == peer and not session.stopped]
+        for key in keys:
+            self._sessions[key].stop()
+        self._quiet_due[peer] = info.pool_address
+        return keys
+
+    def tell_quiet(self) -> None:
+        """Tell the pools of lost peers that nothing of ours can land there any more, once that is so."""
+        for peer, pool in list(self._quiet_due.items()):
+            if all(s.quiet for s in self._sessions.values() if s.target == peer):
+                del self._quiet_due[peer]
+                self._out(Send(pool, Quiet(peer)))
+
+    def _answer_fence(self, key: SequenceKey) -> None:
+        if key in self._fences and not self.busy(key):
+            target, slot = self._fences.pop(key)
+            self._out(Send(target, Fenced(key, slot)))
+
+    def _send_tail(self, sequence: Sequence, session: Outgoing) -> None:
+        session.tail_sent = True
+        if session.dispatch.shared:
+            private = tuple(self._memory.private(sequence))
+            self._out(Send(self._pool, Handover(sequence.key, session.target, private)))
+        tail = Tail(
+            key=sequence.key,
+            slot=session.dispatch.slot,
+            emitted=sequence.emitted,
+            hashes=tuple(sequence.hashes),
+            blocks=session.blocks,
+            bytes=session.bytes,
+            writes=session.writes,
+        )
+        self._out(Send(session.target, tail))
+
+    def _next_write(self) -> WriteId:
+        self._write_count += 1
+        return WriteId(self._write_count)

@@ -1,0 +1,136 @@
+"""L1: what the cores and shells need from outside, as protocols. Each has a live and a simulated implementation."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from headrace.types.events import Command, Event, Write
+from headrace.types.ids import Address, BlockHash, RequestId, SequenceKey
+from headrace.types.messages import AnyMessage, Report
+from headrace.types.payload import Chunk, Emission, SequencePayload, Submission
+from headrace.types.plan import StepPlan, StepResult
+from headrace.types.service import ServiceInfo, ServiceStatus
+
+
+class Core(Protocol):
+    """Everything that decides. Synchronous, deterministic, without I/O."""
+
+    def handle(self, event: Event, now_ns: int) -> None:
+        """Record what happened."""
+        ...
+
+    def settle(self, now_ns: int) -> list[Command]:
+        """Decide, once per instant, after every event of that instant is in."""
+        ...
+
+    def observe(self, now_ns: int) -> Report | None:
+        """What others may know of this node now. Pure."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs steps. Plans are executed in the order given; at most two are given and not answered."""
+
+    def open(self, key: SequenceKey, payload: SequencePayload) -> None:
+        """Keep the ids and sampling of a sequence until `close`. Plans name it after this."""
+        ...
+
+    def append(self, emission: Emission) -> None:
+        """Add tokens that another instance drew for an opened sequence."""
+        ...
+
+    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
+        """Run one step. A plan whose `base` is not the last one executed raises ValueError."""
+        ...
+
+    def close(self, key: SequenceKey) -> None:
+        """Forget a sequence. Unknown keys are ignored."""
+        ...
+
+
+class Transport(Protocol):
+    """Moves blocks into a peer's pool: reliable, unordered, never doubled."""
+
+    def write(self, write: Write) -> None:
+        """Start it; `Written` (here) and `Landed` (there) are reported as events."""
+        ...
+
+    def forget(self, peer: Address) -> None:
+        """The peer has ended: complete or fail every write to it."""
+        ...
+
+
+class Bus(Protocol):
+    """Messages between incarnations, in order per pair."""
+
+    def send(self, target: Address, message: AnyMessage, payload: bytes = b"") -> None: ...
+
+
+class Store(Protocol):
+    """A tier for blocks below the device: host memory, disk, other instances."""
+
+    def put(self, key: bytes, value: memoryview) -> None: ...
+    def get(self, key: bytes, target: memoryview) -> bool:
+        """Fill `target`; False if the key is absent or its content does not verify."""
+        ...
+
+    def delete(self, key: bytes) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts and ends workers."""
+
+    def start(self, name: str, epoch: int) -> None: ...
+    def kill(self, address: Address) -> None: ...
+
+
+class CostModel(Protocol):
+    """Predicted durations, nanoseconds."""
+
+    def step_ns(self, work: Sequence[tuple[int, int]]) -> int:
+        """Of a step over (tokens computed, context before them) pairs."""
+        ...
+
+    def transfer_ns(self, nbytes: int) -> int: ...
+
+
+class Rng(Protocol):
+    """Keyed draws: the same key gives the same number, whatever was drawn before."""
+
+    def uniform(self, stream: str, *key: int) -> float:
+        """In [0, 1)."""
+        ...
+
+
+class Gateway(Protocol):
+    """What the API needs of the service."""
+
+    def submit(self, submission: Submission) -> AsyncIterator[Chunk]:
+        """Stream of chunks of all choices; each choice's last one has `finish`. Raises Overloaded or RequestFailed.
+
+        Closing the iterator cancels what is unfinished, wherever it runs.
+        """
+        ...
+
+    def withdraw(self, request: RequestId, choice: int) -> None:
+        """The API found a stop string: this choice needs no more tokens. Its stream ends without a further chunk."""
+        ...
+
+    def next_id(self) -> RequestId:
+        """A number no other request of this service has."""
+        ...
+
+    def now_ns(self) -> int:
+        """The service's clock, for `Request.arrival_ns` and `deadline_ns`."""
+        ...
+
+    def root(self, salt: str) -> BlockHash:
+        """Root of the hash chain for requests with this cache salt."""
+        ...
+
+    def info(self) -> ServiceInfo:
+        """What is served. Constant after start."""
+        ...
+
+    def status(self) -> ServiceStatus:
+        """What goes on now, for readiness and metrics."""
+        ...

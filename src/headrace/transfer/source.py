@@ -1,0 +1,90 @@
+"""The sending half of a transfer session, at the prefill instance.
+
+Life cycle:
+ 1. opened by `Dispatch`, perhaps before the prefill has begun, perhaps long after it has ended (late binding);
+ 2. `advance` after each chunk: writes of the blocks that it finished, as whole runs merged on both sides;
+ 3. the tail, when the first token is drawn;
+ 4. `done` when the tail is sent and every write is acknowledged: only then are the source's blocks free.
+Cancelled or failed sessions issue nothing more and are `quiet` when their writes in flight are acknowledged. A write that failed fails the
+session: a retry is a new attempt with a new slot, as a doubled write would be counted twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from headrace.transfer.runs import merge
+from headrace.types.events import Write
+from headrace.types.ids import Address, WriteId
+from headrace.types.kv import KVSpec
+from headrace.types.messages import Dispatch
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One session. `dispatch.table` says which logical blocks the target wants, and where."""
+
+    dispatch: Dispatch
+    target: Address
+    spec: KVSpec
+    sent: list[int] = field(default_factory=list[int])
+    """Per group: logical blocks before this one are sent."""
+    inflight: dict[WriteId, None] = field(default_factory=dict[WriteId, None])
+    tail_sent: bool = False
+    stopped: bool = False
+    blocks: int = 0
+    bytes: int = 0
+    writes: int = 0
+
+    def advance(self, tables: list[list[int]], ready: int, next_id: Callable[[], WriteId]) -> list[Write]:
+        """Writes for the wanted blocks before logical block `ready` that are not sent yet."""
+        if self.stopped or self.dispatch.shared:
+            return []
+        writes: list[Write] = []
+        for group, g in enumerate(self.spec.groups):
+            done = self.sent[group]
+            wanted = [
+                (at, block)
+                for run in self.dispatch.table
+                if run.group == group
+                for at, block in zip(
+                    range(run.at, run.at + run.count), range(run.first, run.first + run.count), strict=True
+                )
+                if done <= at < ready
+            ]
+            sources = [tables[group][at] for at, _ in wanted]
+            assert -1 not in sources, "a wanted block has been trimmed"
+            moves = merge(sources, [block for _, block in wanted], len(g.layers))
+            writes += [self._write(group, m.source, m.target, m.count, next_id()) for m in moves]
+            self.sent[group] = max(done, ready)
+        return writes
+
+    def acknowledge(self, write: WriteId) -> None:
+        del self.inflight[write]
+
+    def stop(self) -> None:
+        """Issue nothing more."""
+        self.stopped = True
+
+    @property
+    def quiet(self) -> bool:
+        return not self.inflight
+
+    @property
+    def done(self) -> bool:
+        return self.tail_sent and not self.inflight
+
+    def _write(self, group: int, source: int, target: int, count: int, write: WriteId) -> Write:
+        self.inflight[write] = None
+        self.blocks += count
+        self.bytes += count * self.spec.block_bytes(group)
+        self.writes += 1
+        return Write(
+            write=write,
+            target=self.target,
+            slot=self.dispatch.slot,
+            group=group,
+            source_first=source,
+            target_first=target,
+            count=count,
+            weight=count * len(self.spec.groups[group].layers),
+        )

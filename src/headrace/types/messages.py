@@ -1,0 +1,331 @@
+"""What nodes say to each other. In order per pair of incarnations; handlers are idempotent by `SequenceKey`, slot or ticket."""
+
+from enum import Enum
+
+import msgspec
+
+from headrace.types.ids import Address, BlockHash, PoolId, SequenceKey, Slot
+from headrace.types.kv import BlockRun, TableRun
+from headrace.types.request import FinishReason
+
+
+class Role(Enum):
+    """What an instance does for one sequence. Not a property of the instance: each can do all."""
+
+    WHOLE = "whole"
+    PREFILL = "prefill"
+    """Prefill, draw the first token, hold the KV until a decode instance asks for it."""
+    DECODE = "decode"
+    """Reserve, receive the KV from `Start.source`, go on from the token in its tail."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Root of all messages; the tag on the wire is the class's name."""
+
+
+# Router to instance
+
+
+class Start(Message, frozen=True):
+    """Begin a sequence. Its shell attaches the `SequencePayload`."""
+
+    key: SequenceKey
+    role: Role
+    total: int
+    """Prompt plus history, tokens."""
+    history: int
+    """Tokens already emitted to the user."""
+    emits_max: int
+    """New tokens at most, beyond the history."""
+    hashes: tuple[BlockHash, ...]
+    """Chain over the full blocks of `total` that the router knows."""
+    arrival_ns: int
+    deadline_ns: int
+    priority: int = 0
+    source: Address | None = None
+    """For DECODE: who prefills."""
+
+
+class Resume(Message, frozen=True):
+    """To an instance that holds a prefilled sequence: decode it yourself."""
+
+    key: SequenceKey
+
+
+class Cancel(Message, frozen=True):
+    """Stop a sequence and free what it holds. Unknown keys are ignored."""
+
+    key: SequenceKey
+
+
+class Drain(Message, frozen=True):
+    """Refuse new sequences, finish the ones at hand."""
+
+
+# Instance to router
+
+
+class Refused(Message, frozen=True):
+    """The instance will not start this sequence now; the router asks again elsewhere until the deadline."""
+
+    key: SequenceKey
+    reason: str
+
+
+class Failed(Message, frozen=True):
+    """The sequence ended here without a result."""
+
+    key: SequenceKey
+    reason: str
+    retry: bool
+    """Another attempt may succeed (a peer was lost, a deadline of a stage passed); else the request itself cannot be served."""
+
+
+class Begun(Message, frozen=True):
+    """The first chunk is planned."""
+
+    key: SequenceKey
+    at_ns: int
+    cached: int
+    """Tokens found in this instance's pool."""
+
+
+class Prefilled(Message, frozen=True):
+    """Every known token has KV here and the first new token is drawn; a PREFILL sequence is now held."""
+
+    key: SequenceKey
+    at_ns: int
+
+
+class Joined(Message, frozen=True):
+    """The decode instance holds all KV: the prefill instance is out of the picture."""
+
+    key: SequenceKey
+    at_ns: int
+    cached: int
+    blocks: int
+    bytes: int
+    writes: int
+
+
+class TokenRun(msgspec.Struct, frozen=True, array_like=True):
+    """`count` new tokens of a sequence, from index `first` of its choice's output."""
+
+    key: SequenceKey
+    first: int
+    count: int
+    finish: FinishReason | None = None
+    hashes: tuple[BlockHash, ...] = ()
+    """Of blocks completed by these tokens, continuing the chain of `Start.hashes`."""
+    recomputed: int = 0
+    """With `finish`: tokens computed again on this instance after preemption."""
+
+
+class Tokens(Message, frozen=True):
+    """All that one step emitted. Its shell attaches the `Emission`s."""
+
+    runs: tuple[TokenRun, ...]
+
+
+class Unfenced(Message, frozen=True):
+    """`peer` did not confirm in time that it stopped writing; only its end can prove that now."""
+
+    peer: Address
+
+
+class Report(Message, frozen=True):
+    """What others may know of an instance. Counts at `observed_at_ns`."""
+
+    observed_at_ns: int
+    waiting: int
+    running: int
+    held: int
+    receiving: int
+    tokens_waiting: int
+    """Tokens still to prefill."""
+    blocks_total: int
+    """In its pool, over all groups."""
+    blocks_free: int
+    """Free or evictable in its pool as last heard, over all groups; -1 unknown."""
+    steps: int
+    draining: bool
+
+
+# Decode instance to prefill instance, and back
+
+
+class Dispatch(Message, frozen=True):
+    """Where the target wants the KV of `key`."""
+
+    key: SequenceKey
+    slot: Slot
+    table: tuple[TableRun, ...]
+    """Target blocks, beyond the target's own hit. Empty when both use one pool: then blocks are handed over by the pool."""
+    shared: bool
+    expected: int
+    """Block-layers plus one for the tail: what the target's counter will reach."""
+
+
+class Abandon(Message, frozen=True):
+    """The target gives up: answer `Fenced` once no write into this slot can land any more."""
+
+    key: SequenceKey
+    slot: Slot
+
+
+class Fenced(Message, frozen=True):
+    key: SequenceKey
+    slot: Slot
+
+
+class Tail(Message, frozen=True):
+    """The last piece, of weight 1: the first token (its shell attaches the `Emission`) and what the source did."""
+
+    key: SequenceKey
+    slot: Slot
+    emitted: int
+    hashes: tuple[BlockHash, ...]
+    """Chain over all full blocks of the prompt and history."""
+    blocks: int
+    bytes: int
+    writes: int
+
+
+# Instance to pool
+
+
+class Lease(Message, frozen=True):
+    """Ask for blocks, per group. Replaces this holder's earlier unmet request."""
+
+    need: tuple[int, ...]
+    """Work waits for these."""
+    want: tuple[int, ...]
+    """With these the next request can wait (low water)."""
+
+
+class Return(Message, frozen=True):
+    """Leased blocks that the holder does not need."""
+
+    runs: tuple[BlockRun, ...]
+
+
+class Match(Message, frozen=True):
+    """Find and lock the longest served prefix of at most `limit` tokens for `key`."""
+
+    key: SequenceKey
+    hashes: tuple[BlockHash, ...]
+    limit: int
+
+
+class Publish(Message, frozen=True):
+    """Full, immutable blocks of `key`, whose steps have retired: from the lease into the index, locked by `key`."""
+
+    key: SequenceKey
+    table: tuple[TableRun, ...]
+    hashes: tuple[BlockHash, ...]
+    """The chain from logical block 0 to the last published one."""
+
+
+class Release(Message, frozen=True):
+    """Drop all locks of `key`."""
+
+    key: SequenceKey
+
+
+class Trim(Message, frozen=True):
+    """Drop the locks of `key` on a window group's blocks before logical block `below`."""
+
+    key: SequenceKey
+    group: int
+    below: int
+
+
+class Handover(Message, frozen=True):
+    """Move the locks of `key`, and its unpublished blocks (`private`), to `target`, which uses the same pool."""
+
+    key: SequenceKey
+    target: Address
+    private: tuple[TableRun, ...]
+
+
+class Quiet(Message, frozen=True):
+    """The sender has no write in flight into memory of `lost`, and starts none."""
+
+    lost: Address
+
+
+# Pool to instance
+
+
+class Leased(Message, frozen=True):
+    runs: tuple[BlockRun, ...]
+    short: bool
+    """The need is not met; the pool remembers, and sends more when it has more."""
+    free: tuple[int, ...]
+    """Free or evictable blocks left in the pool, per group."""
+
+
+class Recall(Message, frozen=True):
+    """`on`: another holder is short, keep nothing spare until told otherwise. `force`: stop the lowest-ranked sequence, too."""
+
+    on: bool
+    force: bool
+
+
+class Matched(Message, frozen=True):
+    key: SequenceKey
+    tokens: int
+    table: tuple[TableRun, ...]
+
+
+class Adopted(Message, frozen=True):
+    """`key`'s blocks are now the receiver's: `table` in all; the first `published[group]` logical blocks are locked, the rest leased."""
+
+    key: SequenceKey
+    table: tuple[TableRun, ...]
+    published: tuple[int, ...]
+
+
+AnyMessage = (
+    Start
+    | Resume
+    | Cancel
+    | Drain
+    | Refused
+    | Failed
+    | Begun
+    | Prefilled
+    | Joined
+    | Tokens
+    | Unfenced
+    | Report
+    | Dispatch
+    | Abandon
+    | Fenced
+    | Tail
+    | Lease
+    | Return
+    | Match
+    | Publish
+    | Release
+    | Trim
+    | Handover
+    | Quiet
+    | Leased
+    | Recall
+    | Matched
+    | Adopted
+)
+
+
+class InstanceInfo(msgspec.Struct, frozen=True):
+    """What an instance says of itself when it joins."""
+
+    pool: PoolId
+    pool_address: Address
+    leaning: str
+    """"prefill" | "decode" | "mixed": where a placement prefers it. Each instance can do all."""
+    sequences_max: int
+    blocks_total: tuple[int, ...]
+    """Of its pool, per group."""
+    host: str = "local"

@@ -1,0 +1,79 @@
+"""One step of an instance as data: what to run (`StepPlan`) and what came of it (`StepResult`)."""
+
+import msgspec
+
+from headrace.types.ids import BlockHash, SequenceKey, StepId
+from headrace.types.kv import TableRun
+from headrace.types.request import FinishReason
+
+
+class SequenceStart(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence that this and later plans name for the first time (or again, after preemption)."""
+
+    key: SequenceKey
+    total: int
+    """Tokens known: prompt, history and what was emitted here. After preemption the executor forgets ids that it drew beyond them, and
+    that the sequence had finished with one of those: they are drawn again, the same."""
+    computed: int
+    """Leading tokens whose KV is already valid in the table: a prefix hit, or received."""
+    hashed: int
+    """Leading blocks whose hash the core knows; `Output.hashes` goes on from there."""
+    table: tuple[TableRun, ...]
+
+
+class Growth(msgspec.Struct, frozen=True, array_like=True):
+    """Blocks appended to a known sequence's table."""
+
+    key: SequenceKey
+    table: tuple[TableRun, ...]
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """Compute KV for `count` tokens of a sequence from position `first`; with `emits`, draw the token that follows."""
+
+    key: SequenceKey
+    first: int
+    count: int
+    emits: bool
+
+
+class StepPlan(msgspec.Struct, frozen=True):
+    """A step, as a difference to the plan `base`: an executor that did not run `base` last must refuse it.
+
+    Executors apply `ends`, then `starts` and `growth`, then run `work` in order. A sequence that finished in an earlier plan than its core
+    knew is skipped: its `Output` says `emitted=0, discarded=True`.
+    """
+
+    step: StepId
+    base: StepId
+    """The plan issued before this one; 0 before the first."""
+    ends: tuple[SequenceKey, ...]
+    starts: tuple[SequenceStart, ...]
+    growth: tuple[Growth, ...]
+    work: tuple[Work, ...]
+    repeat_max: int = 1
+    """How often it may run unchanged."""
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """What one `Work` came to."""
+
+    key: SequenceKey
+    emitted: int
+    """Tokens drawn: 0 or 1 (more with speculation)."""
+    hashes: tuple[BlockHash, ...] = ()
+    """Of blocks whose KV this step completed and whose hash the core did not know."""
+    finish: FinishReason | None = None
+    discarded: bool = False
+    error: str = ""
+    """Not empty: this sequence failed (others did not)."""
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """What one step came to; `outputs` in the order of the plan's `work`."""
+
+    step: StepId
+    outputs: tuple[Output, ...]
+    started_ns: int = 0
+    ended_ns: int = 0
+    repeats: int = 1

@@ -1,0 +1,47 @@
+"""What a running service says of itself to its API."""
+
+import msgspec
+
+from headrace.types.messages import Report
+
+
+class ServiceInfo(msgspec.Struct, frozen=True):
+    """Constant after start."""
+
+    model: str
+    """Name under which the model is served."""
+    length_max: int
+    """Prompt plus new tokens, at most."""
+    block_size: int
+    vocabulary: int
+    numerics: str
+    """Id of the workers' arithmetic: equal ids promise equal bits. Empty: no such promise (the text of `promise` says why)."""
+    promise: str = ""
+
+
+class InstanceStatus(msgspec.Struct, frozen=True):
+    """One worker as `/ready`, `/metrics` and the dashboard show it."""
+
+    name: str
+    epoch: int
+    leaning: str
+    state: str
+    """"starting" | "ready" | "draining" | "restarting" | "failed"."""
+    report: Report | None = None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True):
+    """A snapshot."""
+
+    ready: bool
+    reason: str
+    """Why not ready; empty if it is."""
+    instances: tuple[InstanceStatus, ...]
+    requests_waiting: int
+    requests_running: int
+    counters: dict[str, int]
+    """Counts since start by name: requests_finished, requests_failed, tokens_prompt_computed, tokens_prompt_hit, tokens_transferred,
+    tokens_generated, preemptions, failovers, worker_restarts, transfer_bytes, transfer_writes."""
+    blocks_total: int
+    blocks_free: int
+    """Free or evictable, over all pools and groups."""
