@@ -70,8 +70,10 @@ class Memory:
             grown += table_runs(group, at, table[at:])
         return grown
 
-    def adopt(self, sequence: Sequence, table: tuple[TableRun, ...]) -> None:
-        """Put runs that the pool named into the sequence's tables, in order; what lies before a table's first run is absent."""
+    def adopt(self, sequence: Sequence, table: tuple[TableRun, ...], covered: list[int]) -> None:
+        """Put runs that the pool named into the sequence's tables, in order. They cover so many leading blocks per group, of which those
+        before a table's first run (all, if a window needs none) are absent.
+        """
         for run in table:
             blocks = sequence.tables[run.group]
             if not blocks:
@@ -79,6 +81,10 @@ class Memory:
                 sequence.trimmed[run.group] = run.at
             assert len(blocks) == run.at
             blocks.extend(range(run.first, run.first + run.count))
+        for group, count in enumerate(covered):
+            if not sequence.tables[group]:
+                sequence.tables[group] = [-1] * count
+                sequence.trimmed[group] = count
 
     def private(self, sequence: Sequence) -> list[TableRun]:
         """The runs of a sequence that are of this instance's lease."""

@@ -74,7 +74,8 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """A prefilled sequence leaves the running set and keeps its blocks. No plan names it any more, as it may emit no more."""
         assert sequence.last_step <= self.retired
-        self.running.remove(sequence)
+        # The step in which it drew its token may have been its last before a preemption: no longer.
+        (self.stopping if sequence.status is Status.STOPPING else self.running).remove(sequence)
         sequence.status = Status.HELD
 
     def stop(self, sequence: Sequence, *, ends: bool) -> None:
@@ -97,14 +98,17 @@ class Scheduler:
         done = [s for s in self.stopping if s.last_step <= self.retired and not busy(s.key)]
         for sequence in done:
             self.stopping.remove(sequence)
-            self.leave(sequence)
+            self.leave(sequence, closes=sequence.ends)
         return done
 
-    def leave(self, sequence: Sequence) -> None:
-        """The next plan tells the executor to drop its table."""
-        if sequence.started:
+    def leave(self, sequence: Sequence, *, closes: bool) -> None:
+        """No plan names it for now: the next one tells the executor to drop its table, unless `closes` (then `Close` tells it)."""
+        self._growth = [g for g in self._growth if g.key != sequence.key]
+        if closes:
+            self._ends = [key for key in self._ends if key != sequence.key]
+        elif sequence.started:
             self._ends.append(sequence.key)
-            sequence.started = False
+        sequence.started = False
 
     def requeue(self, sequence: Sequence) -> None:
         """Start over after preemption; its blocks are freed already."""
@@ -126,9 +130,8 @@ class Scheduler:
         if len(self.inflight) >= self._depth:
             return None
         self._sort(now_ns)
-        if self.force:
+        if self.force and self._stop_for(None, list(self.running)) is not None:
             self.force = False
-            self._stop_for(None, list(self.running))
         lacking = self._secure()
         if lacking:
             self.memory.need = [sum(column) for column in zip(*lacking.values(), strict=True)]
@@ -256,13 +259,12 @@ class Scheduler:
             sequence.scheduled += count
             sequence.pending += emits
             sequence.last_step = self.steps
-        gone = dict.fromkeys(self._ends)
         plan = StepPlan(
             step=StepId(self.steps),
             base=StepId(self.steps - 1),
             ends=tuple(self._ends),
             starts=tuple(starts),
-            growth=tuple(g for g in self._growth if g.key not in gone),
+            growth=tuple(self._growth),
             work=tuple(items),
             repeat_max=repeat_max,
         )

@@ -84,6 +84,8 @@ class Instance:
             policies, self.memory, config.tokens_max, config.sequences_max, config.depth
         )
         self._out: list[Command] = []
+        self._closes: list[Command] = []
+        """Carried out last: what is sent in the same settle may still need a sequence's ids."""
         self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
         self._router = router
@@ -132,8 +134,9 @@ class Instance:
         if wake_ns and wake_ns != self._wake_ns:
             self._out.append(WakeAt(wake_ns))
         self._wake_ns = wake_ns
-        out = list(self._out)
+        out = self._out + self._closes
         self._out.clear()
+        self._closes.clear()
         return out
 
     def observe(self, now_ns: int) -> Report:
@@ -176,7 +179,7 @@ class Instance:
                 self.memory.leased(message)
             case Recall(on, force):
                 self.memory.pressed = on
-                self.scheduler.force = self.scheduler.force or force
+                self.scheduler.force = on and (self.scheduler.force or force)
                 if on:
                     self.scheduler.unlock_waiting()
             case Dispatch():
@@ -199,7 +202,7 @@ class Instance:
         refusal = self._refusal(message)
         if refusal is not None:
             self._send(self._router, refusal)
-            self._out.append(Close(key))
+            self._closes.append(Close(key))
             return
         sequence = sequence_from(message, len(self._spec.groups))
         self.sequences[key] = sequence
@@ -250,8 +253,8 @@ class Instance:
         if sequence is None or sequence.status is not Status.MATCHING:
             self._to_pool(Release(message.key))
             return
-        self.memory.adopt(sequence, message.table)
-        sequence.published = [len(table) for table in sequence.tables]
+        sequence.published = [message.tokens // self._spec.block_size] * len(self._spec.groups)
+        self.memory.adopt(sequence, message.table, sequence.published)
         sequence.status = Status.MATCHED
         sequence.scheduled = sequence.computed = message.tokens
         if self.memory.pressed:
@@ -297,10 +300,10 @@ class Instance:
         self._free(sequence)
         self.sending.close(key)
         self.receiving.close(key)
-        self.scheduler.leave(sequence)
+        self.scheduler.leave(sequence, closes=True)
         self._deadlines.pop(key, None)
         del self.sequences[key]
-        self._out.append(Close(key))
+        self._closes.append(Close(key))
 
     def _free(self, sequence: Sequence) -> None:
         if any(sequence.published):
@@ -339,8 +342,7 @@ class Instance:
         for work, output in zip(plan.work, result.outputs, strict=True):
             sequence = self.sequences[work.key]
             sequence.pending -= work.emits
-            if sequence.status is Status.STOPPING or output.discarded:
-                # What a preempted sequence drew in this step is drawn again, the same.
+            if sequence.ends or output.discarded:
                 continue
             if output.error:
                 self._fail(sequence, output.error, now_ns, retry=False)

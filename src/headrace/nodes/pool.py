@@ -95,8 +95,7 @@ class PoolCore:
                 self._ask(source, need, want)
             case Return(runs):
                 pool.take_back(source, runs)
-                if source in self._queue:
-                    self._queue[source].forced = False
+                self._gave(source)
             case Match(key, hashes, limit):
                 tokens, table = pool.match(source, key, hashes, limit, now_ns)
                 self._send(source, Matched(key, tokens, table))
@@ -106,6 +105,7 @@ class PoolCore:
                 pool.trim(source, key, group, below, now_ns)
             case Release(key):
                 pool.release(source, key, now_ns)
+                self._gave(source)
             case Handover():
                 self._hand_over(source, message, now_ns)
             case Quiet(lost):
@@ -151,6 +151,11 @@ class PoolCore:
     def _ask(self, holder: Address, need: tuple[int, ...], want: tuple[int, ...]) -> None:
         ask = self._queue.setdefault(holder, Ask(need, want))
         ask.need, ask.want, ask.told, ask.forced = need, want, False, False
+
+    def _gave(self, holder: Address) -> None:
+        """The holder stopped something, perhaps because it was forced: if the first still lacks blocks it is forced again."""
+        if holder in self._queue:
+            self._queue[holder].forced = False
 
     def _serve(self) -> None:
         """Serve the queue in order until one cannot be met; those behind it get what it leaves, which is nothing of what it lacks."""

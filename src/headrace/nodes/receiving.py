@@ -71,8 +71,8 @@ class Receiving:
         session = self._sessions.get(message.key)
         if session is None:
             return False, None
-        self._memory.adopt(session.sequence, message.table)
         session.sequence.published = list(message.published)
+        self._memory.adopt(session.sequence, message.table, session.sequence.published)
         return True, self.landed(session.slot, 1)
 
     def abandon(self, key: SequenceKey) -> bool:

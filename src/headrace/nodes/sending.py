@@ -60,7 +60,7 @@ class Sending:
     def advance(self, sequence: Sequence) -> bool:
         """Send what is ready. True once all is sent and acknowledged: the sequence is no longer needed here."""
         session = self._sessions.get(sequence.key)
-        if session is None or session.stopped:
+        if session is None or session.stopped or sequence.status not in (Status.RUNNING, Status.HELD):
             return False
         held = sequence.status is Status.HELD
         size = self._spec.block_size

@@ -12,8 +12,7 @@ class SequenceStart(msgspec.Struct, frozen=True, array_like=True):
 
     key: SequenceKey
     total: int
-    """Tokens known: prompt, history and what was emitted here. After preemption the executor forgets ids that it drew beyond them, and
-    that the sequence had finished with one of those: they are drawn again, the same."""
+    """Tokens known: prompt, history and what was emitted here."""
     computed: int
     """Leading tokens whose KV is already valid in the table: a prefix hit, or received."""
     hashed: int
@@ -48,6 +47,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     base: StepId
     """The plan issued before this one; 0 before the first."""
     ends: tuple[SequenceKey, ...]
+    """Preempted: their tables are dropped, their ids are kept until `Executor.close`."""
     starts: tuple[SequenceStart, ...]
     growth: tuple[Growth, ...]
     work: tuple[Work, ...]
