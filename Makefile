@@ -63,5 +63,5 @@ format: $(READY)
 	@$(BIN)/ruff check --quiet --fix .
 
 clean:
-	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf $(VENV) build dist benchmarks/.cache .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	@find src tests benchmarks tools '(' -name __pycache__ -o -name '*.so' ')' -prune -exec rm -rf {} +

@@ -22,6 +22,10 @@ def load(axis: str, name: str, config: dict[str, Any] | None = None) -> Any:
     if name not in names(axis):
         raise ConfigError(f"no {axis} policy {name!r}; there are: {', '.join(names(axis))}")
     module = import_module(f"headrace.{axis}.{name}")
+    fields = module.Config.__struct_fields__
+    for field in config or {}:
+        if field not in fields:
+            raise ConfigError(f"{axis} {name} has no setting {field!r}; it has: {', '.join(fields) or 'none'}")
     try:
         settings = msgspec.convert(config or {}, module.Config, strict=False)
     except msgspec.ValidationError as error:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from tests.tidy.source import Finding, Source
 
-ENTRY_POINTS = frozenset({"headrace.cli.main", "headrace.__main__"})
+ENTRY_POINTS = ("src/headrace/cli/main.py", "__main__.py", "__init__.py")
 
 
 def missing_packages(sources: list[Source]) -> Iterator[Finding]:
@@ -28,8 +28,9 @@ def dead_modules(sources: list[Source]) -> Iterator[Finding]:
         if name != source.module
     }
     for source in python:
-        package = source.path.endswith("__init__.py")
-        if source.under("src") and not (package or source.seam or source.module in used | ENTRY_POINTS):
+        if source.under("src") and not (
+            source.seam or source.path.endswith(ENTRY_POINTS) or source.module in used
+        ):
             yield Finding(source.path, 1, "nobody imports it: wire it in, or delete it")
 
 

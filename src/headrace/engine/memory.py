@@ -29,8 +29,11 @@ class Memory:
         """Another holder is short."""
         self.need = [0] * len(blocks_total)
         """What work waited for when the last step was planned, beyond `spare`."""
+        self.since_ns = 0
+        """Arrival of the request that waited."""
         self._lease_blocks = lease_blocks
-        self._asked: tuple[int, ...] | None = None
+        self._asked: tuple[tuple[int, ...], int] | None = None
+        """Need and age of the request that the pool knows of."""
 
     # Tables
 
@@ -150,18 +153,19 @@ class Memory:
         """What to ask of the pool now; None if enough is in hand or the same was asked already."""
         need = tuple(max(0, n - s.total) for n, s in zip(self.need, self.spare, strict=True))
         ahead = 0 if self.pressed else self._lease_blocks
-        low = any(s.total < ahead // 2 for s in self.spare)
+        # Where the pool had nothing left, asking again for more than is needed would go on for ever.
+        low = any(s.total < ahead // 2 and f for s, f in zip(self.spare, self.pool_free, strict=True))
         if not any(need) and self.short:
             self.short = False
             self._asked = None
             return Lease(need, need)
-        if not any(need) and (not low or not any(self.pool_free)):
+        if not any(need) and not low:
             return None
-        if self._asked is not None and (not any(need) or need == self._asked):
+        if self._asked is not None and (not any(need) or (need, self.since_ns) == self._asked):
             return None
-        self._asked = need
-        want = tuple(n + ahead for n in need)
-        return Lease(need, want)
+        self._asked = (need, self.since_ns)
+        want = tuple(max(0, n + ahead - s.total) for n, s in zip(self.need, self.spare, strict=True))
+        return Lease(need, want, self.since_ns)
 
     def surplus(self) -> Return | None:
         """What to give back now, keeping what work waits for."""

@@ -135,6 +135,7 @@ class Scheduler:
         lacking = self._secure()
         if lacking:
             self.memory.need = [sum(column) for column in zip(*lacking.values(), strict=True)]
+            self.memory.since_ns = next(s.arrival_ns for s in self.running if s.key in lacking)
         else:
             self.memory.need = [0] * len(self.memory.spare)
             if not self.memory.pressed:
@@ -193,9 +194,11 @@ class Scheduler:
             self.stop(victim, ends=False)
         return victim
 
-    def unlock_waiting(self) -> bool:
+    def unlock_waiting(self, but: Sequence | None = None) -> bool:
         """Send waiting sequences back to before their prefix look-up: what they lock is wanted by others. True if there were any."""
-        matched = [s for s in self.waiting if s.status is Status.MATCHED and any(map(len, s.tables))]
+        matched = [
+            s for s in self.waiting if s is not but and s.status is Status.MATCHED and any(map(len, s.tables))
+        ]
         for sequence in matched:
             self.unmatch(sequence)
         return bool(matched)
@@ -221,6 +224,11 @@ class Scheduler:
             if not self.memory.covers(missing):
                 # What is free in the pool is only known from its last answer: asking is how to hear of more.
                 self.memory.need = missing
+                self.memory.since_ns = sequence.arrival_ns
+                if self.memory.short:
+                    # What those behind it lock may be all it lacks.
+                    self.unlock_waiting(but=sequence)
+                    return
                 break
             self.waiting.remove(sequence)
             self.memory.grow(sequence, missing)

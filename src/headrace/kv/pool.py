@@ -68,10 +68,10 @@ class BlockPool:
             self.leases[holder][run.group].remove(run.first, run.count)
             self.free[run.group].add(run.first, run.count)
 
-    def forget(self, holder: Address) -> None:
+    def forget(self, holder: Address, now_ns: int) -> None:
         """The holder's process has ended: its locks go, its unpublished blocks wait in quarantine for peers that may still write."""
         for holding in [h for h in self.handles if h[0] == holder]:
-            self.release(holder, holding[1], 0)
+            self.release(holder, holding[1], now_ns)
         self.quarantine[holder] = self.leases.pop(holder)
 
     def end_quarantine(self, holder: Address) -> None:
@@ -109,7 +109,7 @@ class BlockPool:
     def publish(
         self, holder: Address, key: SequenceKey, table: tuple[TableRun, ...], hashes: tuple[BlockHash, ...]
     ) -> None:
-        """Move full blocks from the lease into the index, locked by the handle. A second copy of an indexed block stays private to it."""
+        """Move full blocks from the lease into the index, locked by the handle. A second copy of a block in use serves this handle only."""
         handle = self.handles.setdefault((holder, key), [Locks() for _ in self.blocks])
         for run in table:
             self.leases[holder][run.group].remove(run.first, run.count)
@@ -121,7 +121,9 @@ class BlockPool:
                 depth = run.at + i
                 parent = hashes[depth - 1] if depth else None
                 entry = Entry(run.first + i, hashes[depth], parent, depth, refs=1, uses=1)
-                tree.insert(entry)
+                idle = tree.insert(entry)
+                if idle is not None:
+                    self.free[run.group].add(idle.block, 1)
                 locks.entries.append(entry)
 
     def trim(self, holder: Address, key: SequenceKey, group: int, below: int, now_ns: int) -> None:
@@ -144,8 +146,12 @@ class BlockPool:
     ) -> tuple[tuple[TableRun, ...], tuple[int, ...]]:
         """Move a handle and the sequence's unpublished blocks to another holder: the whole table, and the published blocks per group."""
         assert (target, key) not in self.handles
-        handle = self.handles.pop((source, key), None) or [Locks() for _ in self.blocks]
-        self.handles[(target, key)] = handle
+        handle = self.handles.pop((source, key), None)
+        if handle is None:
+            handle = [Locks() for _ in self.blocks]
+        else:
+            # An empty handle would never be released: to its holder, nothing is published.
+            self.handles[(target, key)] = handle
         table: list[TableRun] = []
         for group, locks in enumerate(handle):
             table += table_runs(group, locks.at, [e.block for e in locks.entries])
@@ -154,6 +160,37 @@ class BlockPool:
             self.leases[target][run.group].add(run.first, run.count)
             table.append(run)
         return tuple(table), tuple(locks.end for locks in handle)
+
+    def audit(self) -> None:
+        """Every block has exactly one owner, and every index entry as many locks as handles say; else AssertionError."""
+        for group, count in enumerate(self.blocks):
+            owners: list[str] = [""] * count
+            claims = [("free", first, size) for first, size in self.free[group].runs()]
+            for holder, lease in self.leases.items():
+                claims += [(f"leased to {holder}", first, size) for first, size in lease[group].runs()]
+            for holder, lease in self.quarantine.items():
+                claims += [
+                    (f"in quarantine after {holder}", first, size) for first, size in lease[group].runs()
+                ]
+            locks: dict[int, int] = {}
+            for handle in self.handles.values():
+                for entry in handle[group].entries:
+                    locks[entry.block] = locks.get(entry.block, 0) + 1
+                    if not entry.indexed:
+                        claims.append(("a second copy", entry.block, 1))
+            idle = 0
+            for entry in self.trees[group]:
+                claims.append(("in the index", entry.block, 1))
+                idle += not entry.refs
+                held = locks.get(entry.block, 0)
+                assert entry.refs == held, f"block {entry.block}: {entry.refs} locks, {held} in handles"
+            for owner, first, size in claims:
+                for block in range(first, first + size):
+                    assert not owners[block], f"block {block} of group {group} is {owners[block]} and {owner}"
+                    owners[block] = owner
+            assert all(owners), f"block {owners.index('')} of group {group} has no owner"
+            evictable = self.trees[group].evictable
+            assert idle == evictable, f"group {group}: {idle} entries are idle, {evictable} are counted"
 
     def _unlock(self, group: int, entry: Entry, now_ns: int) -> None:
         if self.trees[group].unlock(entry, now_ns):

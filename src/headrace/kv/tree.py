@@ -5,8 +5,8 @@ A block's hash names everything before it, so the tree needs no edges to walk: a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from heapq import heappop, heappush
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
 from headrace.types.ids import BlockHash
@@ -26,9 +26,13 @@ class Entry:
     used_ns: int = 0
     uses: int = 0
     indexed: bool = False
-    """False for a second copy of a block that is in the tree: it serves its own sequence only, and is free when that ends."""
-    twin: "Entry | None" = None
-    """Of a second copy: the indexed one, locked as long as this one, so that what hangs on it keeps its whole prefix."""
+    """False for a second copy of a block that is in the tree: it serves its own sequence only, and is free when that ends, unless it has
+    taken the first one's place by then."""
+    original: "Entry | None" = None
+    """Of a second copy: the indexed one."""
+    copies: "list[Entry]" = field(default_factory=list["Entry"])
+    """Of the indexed one: second copies, oldest first. When its own last lock goes, the first of them takes its place, so that what hangs
+    on it keeps its whole prefix, and nobody keeps two blocks for one."""
 
 
 class Eviction(Protocol):
@@ -60,19 +64,24 @@ class PrefixTree:
     def get(self, name: BlockHash) -> Entry | None:
         return self._entries.get(name)
 
-    def insert(self, entry: Entry) -> bool:
-        """Index a locked entry. False, and the entry locks the one that is there (its twin) instead, if its hash is present."""
+    def insert(self, entry: Entry) -> Entry | None:
+        """Index a locked entry. If its hash is there and locked, it becomes a second copy of that one; if that one is idle, it takes its
+        place, and the idle one, whose block is free now, is returned."""
         assert entry.refs > 0
-        twin = self._entries.get(entry.hash)
-        if twin is not None:
-            self.lock(twin)
-            entry.twin = twin
-            return False
-        if self._rooted and entry.parent is not None:
-            self._entries[entry.parent].children += 1
-        self._entries[entry.hash] = entry
-        entry.indexed = True
-        return True
+        present = self._entries.get(entry.hash)
+        if present is None:
+            if self._rooted and entry.parent is not None:
+                self._entries[entry.parent].children += 1
+            self._entries[entry.hash] = entry
+            entry.indexed = True
+            return None
+        if present.refs:
+            entry.original = present
+            present.copies.append(entry)
+            return None
+        self.evictable -= 1
+        self._succeed(present, entry)
+        return present
 
     def lock(self, entry: Entry) -> None:
         assert entry.indexed
@@ -88,10 +97,12 @@ class PrefixTree:
         entry.used_ns = now_ns
         if entry.refs:
             return False
-        if entry.twin is not None:
-            self.unlock(entry.twin, now_ns)
-            entry.twin = None
-        if not entry.indexed:
+        if entry.original is not None:
+            entry.original.copies.remove(entry)
+            entry.original = None
+            return True
+        if entry.copies:
+            self._succeed(entry, entry.copies.pop(0))
             return True
         self.evictable += 1
         self._offer(entry)
@@ -100,16 +111,21 @@ class PrefixTree:
     def evict(self) -> int:
         """Drop the lowest-ranked unlocked entry; its block id. Call only while `evictable` > 0."""
         while True:
-            rank, _, entry = heappop(self._idle)
-            stale = entry.refs or not entry.indexed or rank != self._eviction.rank(entry)
-            if stale or (self._rooted and entry.children):
-                continue
-            self._remove(entry)
-            return entry.block
+            offer = heappop(self._idle)
+            entry = offer[2]
+            if self._stands(offer):
+                self._remove(entry)
+                return entry.block
 
     def clear(self) -> list[int]:
         """Drop every unlocked entry; their blocks."""
         return [self.evict() for _ in range(self.evictable)]
+
+    def _stands(self, offer: tuple[tuple[Any, ...], int, Entry]) -> bool:
+        """Can this entry still go, at this rank?"""
+        rank, _, entry = offer
+        hung_on = self._rooted and entry.children > 0
+        return not entry.refs and entry.indexed and not hung_on and rank == self._eviction.rank(entry)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.hash]
@@ -121,6 +137,20 @@ class PrefixTree:
             if not parent.refs and not parent.children:
                 self._offer(parent)
 
+    def _succeed(self, entry: Entry, heir: Entry) -> None:
+        """Another copy of the same block takes an unlocked entry's place."""
+        assert not entry.refs and heir.refs
+        heir.original, heir.copies, entry.copies = None, entry.copies, []
+        for copy in heir.copies:
+            copy.original = heir
+        heir.children, heir.uses = entry.children, heir.uses + entry.uses
+        entry.indexed, heir.indexed = False, True
+        self._entries[heir.hash] = heir
+
     def _offer(self, entry: Entry) -> None:
+        if len(self._idle) > 4 * len(self._entries) + 64:
+            # Entries that are locked and unlocked again and again leave stale offers behind.
+            self._idle = [offer for offer in self._idle if self._stands(offer)]
+            heapify(self._idle)
         self._serial += 1
         heappush(self._idle, (self._eviction.rank(entry), self._serial, entry))

@@ -318,11 +318,8 @@ class Instance:
                 self._send(self._router, Unfenced(sequence.source))
                 self._deadlines[key] = now_ns + self._config.fence_ns
             else:
-                reason = (
-                    "its KV was not fetched in time"
-                    if sequence.status is Status.HELD
-                    else "no KV came in time"
-                )
+                held = sequence.status is Status.HELD
+                reason = "its KV was not fetched in time" if held else "no KV came in time"
                 self._fail(sequence, reason, now_ns, retry=True)
 
     # Steps

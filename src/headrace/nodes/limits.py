@@ -35,5 +35,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts at one choice before its request fails."""
     split_failures_max: int = 2
     """After so many failed handovers a choice is kept whole on one instance."""
+    deaths_max: int = 8
+    """A request fails when so many of its workers have ended under it: it may be the cause."""
     refused_ns: int = SECOND // 100
     """Pause before asking again after a refusal."""

@@ -1,9 +1,9 @@
 """The pool core: one owner of every block of one pool, in a process that outlives its holders.
 
 Life cycle of a lease request:
- 1. `Lease` joins the queue (a holder already in it keeps its place; its need is replaced).
- 2. Each settle serves the queue in order. The first whose need cannot be met is *short*: it is told, stays first, and gets whatever
-    comes free.
+ 1. `Lease` joins the queue, or replaces what its holder asked before. The queue's order is the age of the requests that wait, so the oldest
+    of all is never stopped for another, and two holders cannot stop each other in turn for ever.
+ 2. Each settle serves the queue in order. Whoever's need cannot be met is *short*: it is told, and the first gets whatever comes free.
  3. While someone is short, all other holders are under pressure (`Recall(on=True)`): they keep nothing spare. One that is short itself,
     behind the first, is forced: it stops its lowest-ranked sequence. So the first always gets on, and the queue moves.
  4. When nobody is short, pressure ends (`Recall(on=False)`).
@@ -43,6 +43,7 @@ class Ask:
 
     need: tuple[int, ...]
     want: tuple[int, ...]
+    since_ns: int
     told: bool = False
     """The holder knows that it is short."""
     forced: bool = False
@@ -63,6 +64,9 @@ class PoolCore:
         self._writers: dict[Address, dict[Address, None]] = {}
         """Dead holder -> live peers that have not yet said that they write there no more."""
         self._early: dict[Address, dict[Address, None]] = {}
+        """Instance of whose end we have not heard -> peers that have, and write there no more."""
+        self._ended: dict[str, int] = {}
+        """Name -> its highest epoch that has ended."""
         self._out: list[Command] = []
 
     def handle(self, event: Event, now_ns: int) -> None:
@@ -72,7 +76,7 @@ class PoolCore:
                 if info.pool == self.blocks.pool:
                     self.blocks.join(peer)
             case PeerLost(peer):
-                self._lost(peer)
+                self._lost(peer, now_ns)
             case Received(source, message):
                 if source in self._peers:
                     self._message(source, message, now_ns)
@@ -91,8 +95,8 @@ class PoolCore:
     def _message(self, source: Address, message: AnyMessage, now_ns: int) -> None:
         pool = self.blocks
         match message:
-            case Lease(need, want):
-                self._ask(source, need, want)
+            case Lease(need, want, since_ns):
+                self._queue[source] = Ask(need, want, since_ns)
             case Return(runs):
                 pool.take_back(source, runs)
                 self._gave(source)
@@ -122,24 +126,25 @@ class PoolCore:
         pool.release(source, key, now_ns)
         pool.take_back(source, tuple(BlockRun(pool.pool, r.group, r.first, r.count) for r in message.private))
 
-    def _lost(self, peer: Address) -> None:
+    def _lost(self, peer: Address, now_ns: int) -> None:
         self._peers.pop(peer, None)
         self._queue.pop(peer, None)
         self._pressed.pop(peer, None)
         for lost in list(self._writers):
             self._quiet(lost, peer)
+        self._ended[peer.name] = peer.epoch
         if peer in self.blocks.leases:
-            self.blocks.forget(peer)
+            self.blocks.forget(peer, now_ns)
             early = self._early.pop(peer, {})
             self._writers[peer] = {p: None for p in self._peers if p not in early}
             self._quiet(peer, peer)
 
     def _quiet(self, lost: Address, writer: Address) -> None:
-        if lost in self.blocks.leases:
-            # The writer heard of the loss before we did.
-            self._early.setdefault(lost, {})[writer] = None
         writers = self._writers.get(lost)
         if writers is None:
+            if lost.epoch > self._ended.get(lost.name, -1):
+                # The writer heard of the loss (perhaps even of the birth) before we did.
+                self._early.setdefault(lost, {})[writer] = None
             return
         writers.pop(writer, None)
         if not writers:
@@ -148,39 +153,39 @@ class PoolCore:
 
     # Leases
 
-    def _ask(self, holder: Address, need: tuple[int, ...], want: tuple[int, ...]) -> None:
-        ask = self._queue.setdefault(holder, Ask(need, want))
-        ask.need, ask.want, ask.told, ask.forced = need, want, False, False
-
     def _gave(self, holder: Address) -> None:
         """The holder stopped something, perhaps because it was forced: if the first still lacks blocks it is forced again."""
         if holder in self._queue:
             self._queue[holder].forced = False
 
     def _serve(self) -> None:
-        """Serve the queue in order until one cannot be met; those behind it get what it leaves, which is nothing of what it lacks."""
-        blocked = False
-        for holder, ask in list(self._queue.items()):
+        """Serve the queue, the oldest first; those behind one that is short get nothing of what it lacks."""
+        scarce = [False] * len(self.blocks.blocks)
+        for holder in self._in_order():
+            ask = self._queue[holder]
             runs: list[BlockRun] = []
             lacks: list[int] = []
             for group, need in enumerate(ask.need):
-                count = 0 if blocked else max(need, ask.want[group])
+                count = 0 if scarce[group] else max(need, ask.want[group])
                 granted = self.blocks.grant(holder, group, count)
                 runs += granted
                 lacks.append(max(0, need - sum(r.count for r in granted)))
             short = any(lacks)
             if short:
                 ask.need = ask.want = tuple(lacks)
-                blocked = True
+                scarce = [s or n > 0 for s, n in zip(scarce, lacks, strict=True)]
             else:
                 del self._queue[holder]
             if runs or not short or not ask.told:
                 ask.told = True
                 self._send(holder, Leased(tuple(runs), short, self.blocks.available()))
 
+    def _in_order(self) -> list[Address]:
+        return sorted(self._queue, key=lambda holder: (self._queue[holder].since_ns, holder))
+
     def _press(self) -> None:
         """Tell who is under pressure, and force those that are short behind the first."""
-        first = next(iter(self._queue), None)
+        first = next(iter(self._in_order()), None)
         for holder in self.blocks.leases:
             on = first is not None and holder != first
             ask = self._queue.get(holder)

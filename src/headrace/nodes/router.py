@@ -90,6 +90,8 @@ class Choice:
     decode: Address | None = None
     joined: bool = False
     failures: int = 0
+    deaths: int = 0
+    """Instances that ended while they ran it."""
     not_before_ns: int = 0
     assigned: dict[Address, int] = field(default_factory=dict[Address, int])
     """Tokens that this attempt counts for in the fleet's columns."""
@@ -195,7 +197,7 @@ class Router:
 
     def _withdraw(self, request: RequestId, index: int | None) -> None:
         for choice in list(self.choices.get(request, ())):
-            if index is None or choice.index == index:
+            if choice.stage is not Stage.DONE and index in (None, choice.index):
                 self._count("choices_withdrawn")
                 self._cancel(choice)
                 self._done(choice)
@@ -217,7 +219,7 @@ class Router:
         group = self.choices[choice.request.id]
         if all(c.stage is Stage.DONE for c in group):
             del self.choices[choice.request.id]
-        else:
+        elif choice.index == 0:
             self._release_followers(group)
 
     def _release_followers(self, group: list[Choice]) -> None:
@@ -402,7 +404,7 @@ class Router:
         choice.next += run.count
         choice.hashes.extend(run.hashes)
         self._count("tokens_generated", run.count)
-        timeline = None
+        timeline = choice.timeline if first == 0 else None
         if run.finish is not None:
             recomputed = choice.timeline.recomputed + run.recomputed
             timeline = replace(choice.timeline, finished_ns=now_ns, recomputed=recomputed)
@@ -421,6 +423,8 @@ class Router:
 
     def _again(self, choice: Choice) -> None:
         """Give this attempt up and queue the choice, with what was delivered as history."""
+        if choice.stage is not Stage.BINDING:
+            self._queue.append(choice)
         self._cancel(choice)
         self._unassign(choice)
         choice.attempt += 1
@@ -429,7 +433,6 @@ class Router:
         choice.joined = False
         choice.ahead.clear()
         choice.not_before_ns = 0
-        self._queue.append(choice)
 
     def _cancel(self, choice: Choice, but: Address | None = None) -> None:
         for target in choice.assigned:
@@ -449,8 +452,17 @@ class Router:
             for choice in group:
                 choice.assigned.pop(peer, None)
                 if choice.needs(peer):
-                    self._count("failovers")
-                    self._again(choice)
+                    self._bereave(choice, peer)
+
+    def _bereave(self, choice: Choice, peer: Address) -> None:
+        """An instance that its attempt needs has ended: it goes on elsewhere, unless it seems to be what ends them."""
+        choice.deaths += 1
+        if choice.deaths >= self._config.deaths_max:
+            reason = f"{choice.deaths} workers ended while they ran this request, the last was {peer}"
+            self._reject(choice.request.id, reason, overloaded=False)
+        else:
+            self._count("failovers")
+            self._again(choice)
 
     def _drain(self, peer: Address | None) -> None:
         if peer is None:

@@ -122,7 +122,7 @@ class Deliver(msgspec.Struct, frozen=True, tag=True):
     count: int
     finish: FinishReason | None
     timeline: Timeline | None
-    """With `finish`."""
+    """With the first tokens, as far as it has come, and with `finish`."""
 
 
 class Reject(msgspec.Struct, frozen=True, tag=True):

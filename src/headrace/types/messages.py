@@ -201,6 +201,8 @@ class Lease(Message, frozen=True):
     """Work waits for these."""
     want: tuple[int, ...]
     """With these the next request can wait (low water)."""
+    since_ns: int = 0
+    """Arrival of the request that waits: of all that are short, the oldest is served first."""
 
 
 class Return(Message, frozen=True):

@@ -78,4 +78,4 @@ class Chunk(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish: FinishReason | None = None
     timeline: Timeline | None = None
-    """With `finish`: how this choice spent its time."""
+    """With the first tokens, as far as it has come, and with `finish`: how this choice spent its time."""

@@ -27,6 +27,8 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     leaning: str
     state: str
     """"starting" | "ready" | "draining" | "restarting" | "failed"."""
+    pid: int | None = None
+    """Its process, while there is one."""
     report: Report | None = None
 
 

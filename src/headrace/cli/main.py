@@ -1,0 +1,178 @@
+"""The `headrace` command."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.logging import RichHandler
+
+from headrace import __version__
+from headrace.cli.options import EngineOptions, ServeOptions, takes
+from headrace.types.errors import HeadraceError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Headrace serves large language models with prefill and decode on separate workers. Every flag of serve and generate can be "
+    "a key of a --config file, and a HEADRACE_* environment variable; flags win.",
+)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command. What a user can mend ends with its message and exit code 2."""
+    try:
+        uvloop.run(work)
+    except HeadraceError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]headrace:[/] {error}", highlight=False)
+        raise typer.Exit(2) from error
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise typer.Exit(130) from None
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    console = Console(stderr=True)
+    logging.basicConfig(
+        level=level,
+        format="%(message)s" if console.is_terminal else "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[RichHandler(console=console, show_path=False)] if console.is_terminal else None,
+    )
+
+
+@app.command()
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
+    """Serve a model with the OpenAI API.
+
+    Without MODEL the small bundled one, which completes Python.
+    """
+    from headrace.cli.serve import serve as command
+
+    log_to_stderr()
+    run(command(options))
+
+
+@app.command()
+@takes(EngineOptions)
+def generate(
+    options: EngineOptions,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", help="File with a prompt a line, or JSONL with request bodies [default: stdin]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="JSONL file to write [default: stdout]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens per prompt")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: greedy")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1)] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Continuations per prompt")] = 1,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Do not stop at the end-of-text token")
+    ] = False,
+) -> None:
+    """Complete prompts from a file, without a server.
+
+    A line that is a JSON object is a /v1/completions body; any other line is a prompt.
+    """
+    from headrace.cli.generate import generate as command
+
+    log_to_stderr(logging.WARNING)
+    defaults = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "n": n,
+        "ignore_eos": ignore_eos,
+    }
+    if seed is not None:
+        defaults["seed"] = seed
+    run(command(options, prompts, output, defaults))
+
+
+@app.command()
+def bench(
+    url: Annotated[
+        str, typer.Option("--url", help="The server, with or without /v1")
+    ] = "http://127.0.0.1:8000",
+    model: Annotated[
+        str | None, typer.Option("--model", help="[default: the first one that the server lists]")
+    ] = None,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="completions or chat")] = "completions",
+    api_key: Annotated[str | None, typer.Option("--api-key", envvar="HEADRACE_API_KEY")] = None,
+    num_prompts: Annotated[int, typer.Option("--num-prompts", min=1)] = 100,
+    request_rate: Annotated[
+        float, typer.Option("--request-rate", help="Requests per second (Poisson); inf: all at once")
+    ] = float("inf"),
+    max_concurrency: Annotated[int | None, typer.Option("--max-concurrency", min=1)] = None,
+    input_len: Annotated[int, typer.Option("--input-len", min=1, help="Tokens of a prompt")] = 128,
+    output_len: Annotated[int, typer.Option("--output-len", min=1, help="Tokens of an answer")] = 64,
+    range_ratio: Annotated[
+        float, typer.Option("--range-ratio", min=0, max=1, help="Lengths vary by this share")
+    ] = 0.0,
+    prefix_len: Annotated[
+        int, typer.Option("--prefix-len", min=0, help="Leading tokens that all prompts share")
+    ] = 0,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Prompts from a file in place of random tokens")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed is the same load")] = 0,
+    ttft_goal: Annotated[float | None, typer.Option("--ttft-goal", help="Milliseconds, for goodput")] = None,
+    tpot_goal: Annotated[float | None, typer.Option("--tpot-goal", help="Milliseconds, for goodput")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="JSON file for the result")] = None,
+) -> None:
+    """Load an OpenAI-compatible server and measure it: TTFT, TPOT, ITL, throughput."""
+    from headrace.cli.bench import bench as command
+    from headrace.workload.load import Goals, LoadConfig
+
+    if endpoint not in ("completions", "chat"):
+        raise typer.BadParameter("--endpoint is completions or chat")
+    config = LoadConfig(
+        url=url,
+        endpoint="chat" if endpoint == "chat" else "completions",
+        model=model,
+        api_key=api_key,
+        prompts=num_prompts,
+        request_rate=request_rate,
+        concurrency=max_concurrency,
+        input_tokens=input_len,
+        output_tokens=output_len,
+        spread=range_ratio,
+        prefix_tokens=prefix_len,
+        text=prompts,
+        temperature=temperature,
+        seed=seed,
+        goals=Goals(ttft_ms=ttft_goal, tpot_ms=tpot_goal),
+    )
+    run(command(config, save))
+
+
+@app.command()
+def demo(
+    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder [default: the bundled one]")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=8, help="New tokens per prompt")] = 160,
+) -> None:
+    """Show the main job: a real server, real prompts, where the time goes, and a worker killed in mid-stream."""
+    from headrace.cli.demo import demo as command
+
+    run(command(model, tokens))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"headrace {__version__}\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,40 @@
+"""The process that reads a checkpoint's configuration for the server, which itself never imports torch. See `wiring.probe`."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from headrace.cli.wiring import Probe
+from headrace.compute import models
+from headrace.compute.checkpoint import Checkpoint
+from headrace.types.errors import CheckpointError, ConfigError
+
+
+def look(folder: Path, dtype: str, block_size: int, length: int) -> Probe:
+    """Read the configuration and the tensors' names and shapes; `length` 0 is the model's own."""
+    checkpoint = Checkpoint(folder)
+    meant = models.context_length(checkpoint)
+    if length > meant:
+        raise ConfigError(f"--max-model-len {length} exceeds the {meant} tokens that the model is meant for")
+    return Probe(
+        fingerprint=checkpoint.fingerprint(),
+        spec=models.kv_spec(checkpoint, dtype=dtype, block_size=block_size),
+        vocabulary=int(checkpoint.config["vocab_size"]),
+        length_max=length or meant,
+    )
+
+
+def main() -> int:
+    folder, dtype, block_size, length = sys.argv[1:]
+    try:
+        found = look(Path(folder), dtype, int(block_size), int(length))
+    except (CheckpointError, ConfigError) as error:
+        sys.stderr.write(str(error))
+        return 2
+    sys.stdout.buffer.write(msgspec.json.encode(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""From options to objects: which model, how many workers, how much memory, which policies."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from headrace.cli.options import EngineOptions, PolicyChoice, check_policies, parse_size
+from headrace.live.memory import available_bytes
+from headrace.live.service import Service
+from headrace.live.settings import EngineSettings, Model, PolicySettings, ServiceConfig, WorkerSettings
+from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.types.errors import CheckpointError, ConfigError
+from headrace.types.kv import KVSpec
+
+BUNDLED = Path(__file__).parent.parent / "assets" / "headrace-python-5m"
+WORKER = (sys.executable, "-m", "headrace.cli.worker")
+
+SEQUENCES_AUTO = 64
+"""`--kv-memory auto` has room for so many sequences of full length,"""
+SHARE_AUTO = 0.4
+"""but takes at most this share of the memory that is free."""
+
+LEASE_BLOCKS_MAX = 32
+"""Blocks a worker keeps in hand, in a pool that is large enough for it."""
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """What a checkpoint is, as its configuration says."""
+
+    fingerprint: str
+    spec: KVSpec
+    vocabulary: int
+    length_max: int
+    """Tokens of a sequence: as asked, else as the model is meant for."""
+
+
+async def probe(options: EngineOptions) -> Probe:
+    """Ask a process of its own. Raises CheckpointError with its words."""
+    arguments = (
+        str(folder(options)),
+        options.dtype,
+        str(options.block_size),
+        str(options.max_model_len or 0),
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "headrace.cli.probe", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, complaint = await process.communicate()
+    if process.returncode == 0:
+        return msgspec.json.decode(said, type=Probe)
+    raise CheckpointError(complaint.decode(errors="replace").strip() or f"{arguments[0]} could not be read")
+
+
+def folder(options: EngineOptions) -> Path:
+    """The checkpoint's folder. Raises ConfigError if there is none."""
+    path = options.model or BUNDLED
+    if not path.is_dir():
+        raise ConfigError(
+            f"MODEL {path} is not a folder; give a Hugging Face checkpoint folder, nothing is downloaded"
+        )
+    return path.resolve()
+
+
+def workers(options: EngineOptions) -> tuple[WorkerSettings, ...]:
+    """One prefill and one decode worker, unless told otherwise."""
+    if options.instances is not None:
+        if options.prefill or options.decode:
+            raise ConfigError("--instances replaces --prefill and --decode; give one or the other")
+        return tuple(WorkerSettings(name=f"worker{i}", leaning="mixed") for i in range(options.instances))
+    unsaid = options.prefill is None and options.decode is None
+    prefill, decode = (1, 1) if unsaid else (options.prefill or 0, options.decode or 0)
+    if prefill + decode == 0:
+        raise ConfigError("--prefill 0 --decode 0 leaves no worker")
+    leanings = [("prefill", i) for i in range(prefill)] + [("decode", i) for i in range(decode)]
+    return tuple(WorkerSettings(name=f"{leaning}{i}", leaning=leaning) for leaning, i in leanings)
+
+
+def kv_bytes(options: EngineOptions, found: Probe, pools: int) -> int:
+    """Of each pool. Raises ConfigError if not even one sequence of full length fits."""
+    spec = found.spec
+    sequence = sum(spec.blocks_for(found.length_max) * spec.block_bytes(g) for g in range(len(spec.groups)))
+    if options.kv_memory == "auto":
+        return max(sequence, min(SEQUENCES_AUTO * sequence, int(available_bytes() * SHARE_AUTO) // pools))
+    asked = parse_size(options.kv_memory)
+    if asked < sequence:
+        raise ConfigError(
+            f"--kv-memory {options.kv_memory} holds less than one sequence of {found.length_max} tokens, which takes "
+            f"{sequence / 2**20:.1f} MiB; give more, or lower --max-model-len"
+        )
+    return asked
+
+
+def service_config(
+    options: EngineOptions, found: Probe, *, choices_max: int = 4096, shutdown_s: float = 10.0
+) -> ServiceConfig:
+    """All of the service but the API. Raises ConfigError naming the flag."""
+    check_policies(options)
+    team = workers(options)
+    pools = len(team) if options.separate_pools else 1
+    memory = kv_bytes(options, found, pools)
+    blocks = memory // sum(found.spec.block_bytes(g) for g in range(len(found.spec.groups)))
+    return ServiceConfig(
+        workers=team,
+        shared=not options.separate_pools,
+        kv_bytes=memory,
+        engine=EngineSettings(
+            batching=_policy(options.batching),
+            admission=_policy(options.admission),
+            ordering=_policy(options.scheduling_policy),
+            preemption=_policy(options.preemption),
+        ),
+        placement=_policy(options.placement),
+        eviction=_policy(options.evict),
+        instance=InstanceConfig(
+            tokens_max=options.max_num_batched_tokens,
+            sequences_max=options.max_num_seqs,
+            lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * len(team)))),
+        ),
+        router=RouterConfig(choices_max=choices_max),
+        transport=options.transport,
+        threads=options.threads or max(1, (os.cpu_count() or 1) // len(team)),
+        start_ns=int(options.worker_timeout * 1e9),
+        step_ns=int(options.worker_timeout * 1e9),
+        shutdown_ns=int(shutdown_s * 1e9),
+        mixed_numerics=options.mixed_numerics,
+        journal=str(options.journal or ""),
+        options={"folder": str(folder(options)), "dtype": options.dtype},
+    )
+
+
+def model(options: EngineOptions, found: Probe, name: str | None = None) -> Model:
+    """What the service says that it serves; its name is the folder's unless told otherwise."""
+    return Model(
+        name=name or folder(options).name,
+        fingerprint=found.fingerprint,
+        spec=found.spec,
+        vocabulary=found.vocabulary,
+        length_max=found.length_max,
+    )
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    """Started on entry; on exit what is at hand is finished (within the shutdown limit) and all workers have ended."""
+    await service.start()
+    try:
+        yield service
+        await service.drain()
+    finally:
+        await service.stop()
+
+
+def _policy(choice: PolicyChoice) -> PolicySettings:
+    return PolicySettings(choice.name, choice.config)

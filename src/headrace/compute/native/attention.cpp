@@ -1,0 +1,125 @@
+// Cuts a call of paged attention into items of work. No choice made here changes a bit of the result.
+#include "attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+
+namespace headrace {
+namespace {
+
+// A partition of a tile under one head, where that alone would keep a thread busy for too long.
+struct Piece {
+  int tile, head, partition;
+  float* partial;
+};
+
+std::vector<Tile> cut(const Attention& call, const int32_t* rows, int tokens) {
+  std::vector<Tile> tiles;
+  for (int begin = 0, end; begin < tokens; begin = end) {
+    for (end = begin + 1; end < tokens && rows[end] == rows[begin];) ++end;
+    for (int v = begin * call.group; v < end * call.group; v += kVectors) {
+      Tile tile{v, std::min(v + kVectors, end * call.group), rows[begin], INT32_MAX, 0};
+      for (int token = v / call.group; token * call.group < tile.end; ++token) {
+        tile.low = std::min(tile.low, call.first(call.positions[token]));
+        tile.high = std::max(tile.high, call.positions[token]);
+      }
+      tiles.push_back(tile);
+    }
+  }
+  return tiles;
+}
+
+void check(const Attention& call, const int32_t* rows, int tokens, int sequences) {
+  for (int i = 0; i < tokens; ++i) {
+    int row = rows[i], position = call.positions[i];
+    if (row < 0 || row >= sequences) throw std::invalid_argument("token " + std::to_string(i) + " has no table row");
+    if (position < 0 || position / call.block_size >= call.table_width)
+      throw std::invalid_argument("position " + std::to_string(position) + " lies outside its table");
+  }
+}
+
+void check_blocks(const Attention& call, const Tile& tile, int blocks) {
+  const int32_t* table = call.tables + static_cast<ptrdiff_t>(tile.sequence) * call.table_width;
+  for (int i = tile.low / call.block_size; i <= tile.high / call.block_size; ++i)
+    if (table[i] < 0 || table[i] >= blocks)
+      throw std::invalid_argument("table row " + std::to_string(tile.sequence) +
+                                  " names no block for a position it attends");
+}
+
+int64_t cost(const Tile& tile) { return static_cast<int64_t>(tile.high - tile.low + 1) * (tile.end - tile.begin + 16); }
+
+}  // namespace
+
+void paged_attention(const Kernels& kernels, Dtype dtype, const Attention& call, const int32_t* rows, int tokens,
+                     int sequences, int blocks, int threads) {
+  check(call, rows, tokens, sequences);
+  std::vector<Tile> tiles = cut(call, rows, tokens);
+  int64_t total = 0;
+  for (const Tile& tile : tiles) {
+    check_blocks(call, tile, blocks);
+    total += cost(tile) * call.kv_heads;
+  }
+  std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
+
+  // Tiles longer than an eighth of a thread's share are split at partition borders; they come first.
+  size_t split = 0, floats = 0;
+  std::vector<Piece> pieces;
+  if (threads > 1)
+    for (; split < tiles.size() && cost(tiles[split]) * threads * 8 > total; ++split)
+      if (tiles[split].partition_end() - tiles[split].partition_begin() == 1) break;
+  for (size_t t = 0; t < split; ++t)
+    floats += static_cast<size_t>(tiles[t].partition_end() - tiles[t].partition_begin()) * call.kv_heads *
+              (tiles[t].end - tiles[t].begin) * kPartialFloats;
+  std::unique_ptr<float[]> partials(new float[floats]);
+  std::vector<const float*> firsts;  // of each (split tile, head): its first partial
+  float* next = partials.get();
+  for (size_t t = 0; t < split; ++t)
+    for (int head = 0; head < call.kv_heads; ++head) {
+      firsts.push_back(next);
+      for (int p = tiles[t].partition_begin(); p < tiles[t].partition_end(); ++p) {
+        pieces.push_back({static_cast<int>(t), head, p, next});
+        next += static_cast<size_t>(tiles[t].end - tiles[t].begin) * kPartialFloats;
+      }
+    }
+
+  // Whole tiles: as many heads to an item as leaves every thread a choice of items.
+  int whole = static_cast<int>(tiles.size() - split), heads = call.kv_heads;
+  while (heads > 1 && whole * (call.kv_heads / heads) < threads * 16) heads = (heads + 1) / 2;
+  int spans = (call.kv_heads + heads - 1) / heads, pieces_count = static_cast<int>(pieces.size());
+  parallel_for(threads, pieces_count + whole * spans, [&](int i) {
+    if (i < pieces_count) {
+      const Piece& p = pieces[i];
+      return kernels.attend_partition[dtype](call, tiles[p.tile], p.head, p.partition, p.partial);
+    }
+    i -= pieces_count;
+    int head = i % spans * heads;
+    kernels.attend[dtype](call, tiles[split + i / spans], head, std::min(head + heads, call.kv_heads));
+  });
+  parallel_for(threads, static_cast<int>(firsts.size()), [&](int i) {
+    kernels.combine[dtype](call, tiles[i / call.kv_heads], i % call.kv_heads, firsts[i]);
+  });
+}
+
+void write_kv(const Write& call) {
+  for (int i = 0; i < call.tokens; ++i)
+    if (call.blocks[i] < 0 || call.blocks[i] >= call.block_count || call.offsets[i] < 0 ||
+        call.offsets[i] >= call.block_size)
+      throw std::invalid_argument("token " + std::to_string(i) + " has no slot in the pool");
+  for (int i = 0; i < call.tokens; ++i) {
+    char* to = static_cast<char*>(call.kv) + call.blocks[i] * call.block_stride + call.offsets[i] * call.token_bytes;
+    const char* k = static_cast<const char*>(call.k) + i * call.k_stride;
+    const char* v = static_cast<const char*>(call.v) + i * call.v_stride;
+    for (int head = 0; head < call.kv_heads; ++head, to += call.head_stride) {
+      memcpy(to, k + head * call.token_bytes, call.token_bytes);
+      memcpy(to + call.plane_stride, v + head * call.token_bytes, call.token_bytes);
+    }
+  }
+}
+
+}  // namespace headrace

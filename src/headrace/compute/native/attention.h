@@ -1,0 +1,25 @@
+#pragma once
+
+#include "kernels.h"
+
+namespace headrace {
+
+// Attend `tokens` queries; rows[i] is query i's row of the tables, of which there are `sequences`, over `blocks` blocks.
+// Throws std::invalid_argument, before anything is written, if a row, a position or an attended block does not exist.
+void paged_attention(const Kernels& kernels, Dtype dtype, const Attention& call, const int32_t* rows, int tokens,
+                     int sequences, int blocks, int threads);
+
+// Where the K and V of each token go.
+struct Write {
+  const void *k, *v;
+  ptrdiff_t k_stride, v_stride;  // token to token, in bytes, as all here
+  void* kv;                      // the layer's first K
+  ptrdiff_t block_stride, plane_stride, head_stride, token_bytes;
+  const int32_t *blocks, *offsets;
+  int tokens, kv_heads, block_count, block_size;
+};
+
+// Throws std::invalid_argument, before anything is written, if a block or an offset does not exist.
+void write_kv(const Write& call);
+
+}  // namespace headrace

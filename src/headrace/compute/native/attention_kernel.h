@@ -1,0 +1,297 @@
+// Paged attention of one tile: query vectors of one sequence that share a KV head.
+//
+// The order of every sum is fixed by absolute key positions: partitions of 1,024 keys; in one, steps of 64 keys, after
+// each of which the running maximum, sum and accumulator move on; in one, keys in order. A vector that shares a tile
+// computes more than it would alone, but only products with a weight of exactly 0, which change no bit (but a zero's
+// sign: see `finish`). So its result is the same in any tile.
+#pragma once
+
+#include <cmath>
+
+#include "dot.h"
+#include "kernels.h"
+
+namespace headrace {
+namespace {
+
+// A softmax-weighted sum under way: what was accumulated so far, relative to the greatest score seen.
+struct Partial {
+  alignas(64) float sum[kVectors * kDimMax];   // of weight * V
+  alignas(64) float weight[kVectors * 16];     // of weights, in 16 lanes
+  float max[kVectors];                         // greatest score * scale * log2(e); -inf: no key yet
+};
+
+template <class E>
+struct Scratch {
+  using Operand = typename E::Operand;
+  alignas(64) uint32_t keys[kDimMax / E::kWidth * kStep];    // [dim / width][64 keys]
+  alignas(64) uint32_t values[kStep / E::kWidth * kDimMax];  // [64 keys / width][dim]
+  alignas(64) Operand q[kVectors * kDimMax];
+  alignas(64) float scores[kVectors * kStep];
+  alignas(64) Operand weights[kVectors * kStep];
+  float rescale[kVectors];
+  int first[kVectors], last[kVectors];  // keys that each vector attends
+  Partial partial, total;
+};
+
+template <class E>
+class TileAttention {
+  using Element = typename E::Element;
+  static constexpr int kWidth = E::kWidth;
+
+ public:
+  TileAttention(const Attention& call, const Tile& tile)
+      : call_(call), tile_(tile), vectors_(tile.end - tile.begin), dim_((call.dim + 31) / 32 * 32) {
+    for (int v = 0; v < vectors_; ++v) {
+      int position = call.positions[(tile.begin + v) / call.group];
+      s_.first[v] = call.first(position);
+      s_.last[v] = position;
+    }
+  }
+
+  // Start on a head. `next_head` is prefetched when this one ends; -1: none.
+  void begin(int head, int next_head) {
+    head_ = head;
+    next_head_ = next_head;
+    for (int v = 0; v < vectors_; ++v) {
+      auto* q = static_cast<const Element*>(call_.q) + token(v) * call_.q_stride + head_in_all(v) * call_.dim;
+      E::operand(q, call_.dim, s_.q + v * dim_);
+      for (int d = call_.dim; d < dim_; ++d) s_.q[v * dim_ + d] = 0;
+    }
+  }
+
+  const Partial& attend_partition(int partition) {
+    Partial& p = s_.partial;
+    clear(p);
+    int low = greatest(tile_.low, partition * kPartition);
+    int high = least(tile_.high, partition * kPartition + kPartition - 1);
+    for (int base = low / kStep * kStep; base <= high; base += kStep) step(base);
+    return p;
+  }
+
+  void attend() {
+    int begin = tile_.partition_begin(), end = tile_.partition_end();
+    if (end - begin == 1) return finish(attend_partition(begin));
+    clear(s_.total);
+    for (int p = begin; p < end; ++p) {
+      const Partial& part = attend_partition(p);
+      for (int v = 0; v < vectors_; ++v) merge(v, part.sum + v * dim_, part.weight + v * 16, part.max[v]);
+    }
+    finish(s_.total);
+  }
+
+  void save(const Partial& p, float* to) const {
+    for (int v = 0; v < vectors_; ++v, to += kPartialFloats) {
+      memcpy(to, p.sum + v * dim_, sizeof(float) * dim_);
+      memcpy(to + kDimMax, p.weight + v * 16, sizeof(float) * 16);
+      to[kDimMax + 16] = p.max[v];
+    }
+  }
+
+  void combine(const float* from) {
+    clear(s_.total);
+    for (int p = tile_.partition_begin(); p < tile_.partition_end(); ++p)
+      for (int v = 0; v < vectors_; ++v, from += kPartialFloats)
+        merge(v, from, from + kDimMax, from[kDimMax + 16]);
+    finish(s_.total);
+  }
+
+ private:
+  void clear(Partial& p) const {
+    memset(p.sum, 0, sizeof(float) * vectors_ * dim_);
+    memset(p.weight, 0, sizeof(float) * vectors_ * 16);
+    for (int v = 0; v < vectors_; ++v) p.max[v] = -INFINITY;
+  }
+
+  static int least(int a, int b) { return a < b ? a : b; }
+  static int greatest(int a, int b) { return a > b ? a : b; }
+  int token(int v) const { return (tile_.begin + v) / call_.group; }
+  int head_in_all(int v) const { return head_ * call_.group + (tile_.begin + v) % call_.group; }
+
+  // K of the 16 keys from `position` on, [16][dim]; V lies plane_stride after it.
+  const Element* chunk(int head, int position) const {
+    int block = call_.tables[static_cast<ptrdiff_t>(tile_.sequence) * call_.table_width + position / call_.block_size];
+    return static_cast<const Element*>(call_.kv) + block * call_.block_stride + head * call_.head_stride +
+           static_cast<ptrdiff_t>(position % call_.block_size) * call_.dim;
+  }
+
+  // Where the chunk lies that stands at `position`'s place in the step to come; where none does, some chunk.
+  const Element* upcoming(int position) const {
+    int head = head_, next = position + kStep;
+    if (next > tile_.high && next_head_ >= 0) {
+      head = next_head_;
+      next = tile_.low / kStep * kStep + position % kStep;
+    }
+    return chunk(head, next <= tile_.high && next + kChunk > tile_.low ? next : position);
+  }
+
+  void step(int base) {
+    int low = greatest(tile_.low, base), high = least(tile_.high, base + kStep - 1);
+    pack_keys(base, low, high);
+    multiply<E>(vectors_, kStep, s_.q, dim_, s_.keys, kStep, dim_ / kWidth, nullptr, s_.scores, kStep);
+    bool shared = true;  // every vector attends every key from low to high
+    for (int v = 0; v < vectors_; ++v) {
+      softmax(v, base);
+      shared &= s_.first[v] <= low && s_.last[v] >= high;
+    }
+    pack_values(base, low, high);
+    if (shared || finite(low - base, high - base)) return accumulate(0, vectors_, low - base, high - base);
+    // Some V is infinite or NaN, and 0 * inf is not 0: each vector on its own, with the values that it may see.
+    for (int v = 0; v < vectors_; ++v) {
+      int first = greatest(s_.first[v], low), last = least(s_.last[v], high);
+      if (first > last) continue;
+      pack_values(base, first, last);
+      accumulate(v, 1, first - base, last - base);
+    }
+  }
+
+  // Add weight * V of the chunks of keys first..last of the step to `count` vectors from v on.
+  void accumulate(int v, int count, int first, int last) {
+    int begin = first / kChunk * kChunk, end = last / kChunk * kChunk + kChunk;
+    multiply<E>(count, dim_, s_.weights + v * kStep + begin, kStep, s_.values + begin / kWidth * dim_, dim_,
+                (end - begin) / kWidth, s_.rescale + v, s_.partial.sum + v * dim_, dim_);
+  }
+
+  void pack_keys(int base, int low, int high) {
+    const int words = call_.dim / kWidth;
+    for (int c = 0; c < kStep; c += kChunk) {
+      uint32_t* out = s_.keys + c;
+      if (base + c > high || base + c + kChunk <= low) {  // nobody's keys: any number will do that is there
+        for (int d = 0; d < dim_ / kWidth; ++d) memset(out + d * kStep, 0, sizeof(uint32_t) * kChunk);
+        continue;
+      }
+      auto* in = reinterpret_cast<const uint32_t*>(chunk(head_, base + c));
+      auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
+      int d = 0;
+      for (; d + 16 <= words; d += 16) {
+        for (int t = 0; t < kChunk; ++t) prefetch(next + t * words + d);
+        transpose(in + d, words, out + d * kStep, kStep);
+      }
+      if (d < dim_ / kWidth) transpose_tail(in + d, words, words - d, out + d * kStep);
+    }
+  }
+
+  // The last words of 16 keys where there are fewer than 16, with zeros behind them.
+  void transpose_tail(const uint32_t* in, int pitch, int count, uint32_t* out) {
+    uint32_t padded[16 * 16] = {};
+    for (int t = 0; t < 16; ++t) memcpy(padded + 16 * t, in + t * pitch, sizeof(uint32_t) * count);
+    transpose(padded, 16, out, kStep);
+  }
+
+  // V of keys low..high, and zeros for the others of their chunks: those slots may hold anything.
+  void pack_values(int base, int low, int high) {
+    static const Element none[kDimMax] = {};
+    int begin = (low - base) / kChunk * kChunk;
+    for (int c = begin; base + c <= high; c += kChunk) {
+      const Element* in = chunk(head_, base + c) + call_.plane_stride;
+      const Element* next = upcoming(base + c) + call_.plane_stride;
+      auto row = [&](int t) {
+        int position = base + c + t;
+        return position >= low && position <= high ? in + t * call_.dim : none;
+      };
+      for (int t = 0; t < kChunk; t += kWidth) {
+        uint32_t* out = s_.values + (c + t) / kWidth * dim_;
+        for (int d = 0; d < call_.dim * kWidth; d += 64 / sizeof(Element)) prefetch(next + t * call_.dim + d);
+        if constexpr (kWidth == 1)
+          memcpy(out, row(t), sizeof(uint32_t) * call_.dim);
+        else
+          interleave(row(t), row(t + 1), call_.dim, out);
+        for (int d = call_.dim; d < dim_; ++d) out[d] = 0;
+      }
+    }
+  }
+
+  // Is every packed value of keys first..last of the step finite (exponent bits not all ones)?
+  bool finite(int first, int last) const {
+    constexpr uint32_t high = 0x7f800000u, low = kWidth == 2 ? 0x7f80u : 0xffffffffu;  // f32 has no low half: never
+    int begin = first / kChunk * kChunk / kWidth * dim_, end = (last / kChunk + 1) * kChunk / kWidth * dim_;
+    uint32_t bad = 0;
+    for (int i = begin; i < end; ++i) bad |= ((s_.values[i] & high) == high) | ((s_.values[i] & low) == low);
+    return !bad;
+  }
+
+  // Scores of one vector into weights; moves its maximum and its sum of weights on.
+  void softmax(int v, int base) {
+    Partial& p = s_.partial;
+    int first = greatest(s_.first[v] - base, 0), last = least(s_.last[v] - base, kStep - 1);
+    typename E::Operand* weights = s_.weights + v * kStep;
+    s_.rescale[v] = 1.0f;
+    if (first > last) {
+      memset(weights, 0, sizeof(*weights) * kStep);
+      return;
+    }
+    uint64_t mask = ~0ull << first & ~0ull >> (kStep - 1 - last);
+    const V factor = splat(call_.scale * 1.44269504f);
+    V score[4];
+    for (int i = 0; i < 4; ++i)
+      score[i] = where(mask >> 16 * i, mul(load(s_.scores + v * kStep + 16 * i), factor), splat(-INFINITY));
+    float now = hmax(max(max(score[0], score[1]), max(score[2], score[3])));
+    if (now <= p.max[v]) now = p.max[v];
+    V weight[4];
+    for (int i = 0; i < 4; ++i)
+      weight[i] = E::put(weights + 16 * i, where(mask >> 16 * i, exp2(add(score[i], splat(-now))), zero()));
+    V sum = add(add(weight[0], weight[1]), add(weight[2], weight[3]));
+    V rescale = exp2(splat(p.max[v] - now));
+    store(p.weight + v * 16, fma(load(p.weight + v * 16), rescale, sum));
+    s_.rescale[v] = hmax(rescale);
+    p.max[v] = now;
+  }
+
+  // Add one partition's partial to vector v of the total.
+  void merge(int v, const float* sum, const float* weight, float max) {
+    if (hsum(load(weight)) == 0.0f) return;  // attends nothing here: alone, the vector would not have come by
+    Partial& t = s_.total;
+    float now = max <= t.max[v] ? t.max[v] : max;
+    V keep = exp2(splat(t.max[v] - now)), take = exp2(splat(max - now));
+    float* total = t.sum + v * dim_;
+    for (int d = 0; d < dim_; d += 16) store(total + d, fma(load(total + d), keep, mul(load(sum + d), take)));
+    store(t.weight + v * 16, fma(load(t.weight + v * 16), keep, mul(load(weight), take)));
+    t.max[v] = now;
+  }
+
+  void finish(const Partial& p) const {
+    for (int v = 0; v < vectors_; ++v) {
+      V scale = splat(1.0f / hsum(load(p.weight + v * 16)));
+      auto* out = static_cast<Element*>(call_.out) +
+                  (static_cast<ptrdiff_t>(token(v)) * call_.kv_heads * call_.group + head_in_all(v)) * call_.dim;
+      // Masked keys may have turned a -0 into a +0; adding +0 makes both the same.
+      for (int d = 0; d < call_.dim; d += 16) E::output(out + d, add(mul(load(p.sum + v * dim_ + d), scale), zero()));
+    }
+  }
+
+  const Attention& call_;
+  const Tile& tile_;
+  const int vectors_;
+  const int dim_;  // padded to whole multiples of 32
+  int head_ = 0, next_head_ = -1;
+  Scratch<E> s_;
+};
+
+template <class E>
+void attend(const Attention& call, const Tile& tile, int head_begin, int head_end) {
+  FlushDenormals flush;
+  TileAttention<E> work(call, tile);
+  for (int head = head_begin; head < head_end; ++head) {
+    work.begin(head, head + 1 < head_end ? head + 1 : -1);
+    work.attend();
+  }
+}
+
+template <class E>
+void attend_partition(const Attention& call, const Tile& tile, int head, int partition, float* partial) {
+  FlushDenormals flush;
+  TileAttention<E> work(call, tile);
+  work.begin(head, -1);
+  work.save(work.attend_partition(partition), partial);
+}
+
+template <class E>
+void combine(const Attention& call, const Tile& tile, int head, const float* partials) {
+  FlushDenormals flush;
+  TileAttention<E> work(call, tile);
+  work.begin(head, -1);
+  work.combine(partials);
+}
+
+}  // namespace
+}  // namespace headrace

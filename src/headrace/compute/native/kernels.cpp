@@ -1,0 +1,15 @@
+// Compiled once per instruction set, with its flags and HEADRACE_TABLE naming its table.
+#include "attention_kernel.h"
+#include "linear_kernel.h"
+
+namespace headrace {
+
+const Kernels HEADRACE_TABLE = {
+    {attend<F32>, attend<Bf16>},
+    {attend_partition<F32>, attend_partition<Bf16>},
+    {combine<F32>, combine<Bf16>},
+    {linear_panel<F32>, linear_panel<Bf16>},
+    sizeof(Bf16::Operand) == sizeof(float),
+};
+
+}  // namespace headrace

@@ -1,0 +1,87 @@
+// The Python face of the kernels. Tensors arrive as addresses and strides that the callers in ops/ have checked: taking
+// them through DLPack would cost several microseconds each, on calls that last tens.
+#include <nanobind/nanobind.h>
+
+#include <stdexcept>
+
+#include "attention.h"
+#include "linear.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+namespace {
+
+enum Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+
+int detect() {
+#if defined(HEADRACE_X86)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
+  if (avx512) return kAvx512;
+  if (avx2) return kAvx2;
+#endif
+  return kBaseline;
+}
+
+const Kernels& kernels(int isa) {
+  switch (isa) {
+    case kBaseline: return kernels_baseline;
+#if defined(HEADRACE_X86)
+    case kAvx2: return kernels_avx2;
+    case kAvx512: return kernels_avx512;
+    case kAvx512Bf16: return kernels_avx512_bf16;
+#endif
+    default: throw std::invalid_argument("no such instruction set in this build");
+  }
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void py_paged_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uintptr_t out, uintptr_t kv,
+                        ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, uintptr_t tables,
+                        int sequences, int table_width, uintptr_t rows, uintptr_t positions, int tokens, int blocks,
+                        int block_size, int kv_heads, int group, int dim, int window, float scale, int threads) {
+  Attention call{at<void>(q), q_stride, at<void>(out), at<void>(kv), block_stride, plane_stride, head_stride,
+                 at<int32_t>(tables), at<int32_t>(positions), table_width, block_size, kv_heads, group, dim, window,
+                 scale};
+  if (dim % 16 || dim > kDimMax || block_size % kChunk) throw std::invalid_argument("dim or block size not supported");
+  nb::gil_scoped_release release;
+  paged_attention(kernels(isa), bf16 ? kBf16 : kF32, call, at<int32_t>(rows), tokens, sequences, blocks, threads);
+}
+
+void py_write_kv(uintptr_t k, ptrdiff_t k_stride, uintptr_t v, ptrdiff_t v_stride, uintptr_t kv,
+                 ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_bytes,
+                 uintptr_t blocks, uintptr_t offsets, int tokens, int kv_heads, int block_count, int block_size) {
+  Write call{at<void>(k), at<void>(v), k_stride, v_stride, at<void>(kv), block_stride, plane_stride, head_stride,
+             token_bytes, at<int32_t>(blocks), at<int32_t>(offsets), tokens, kv_heads, block_count, block_size};
+  nb::gil_scoped_release release;
+  write_kv(call);
+}
+
+void py_linear(int isa, bool bf16, uintptr_t x, uintptr_t weight, uintptr_t out, int rows, int n, int k, bool out_f32,
+               int threads) {
+  Linear call{at<void>(x), at<uint32_t>(weight), at<void>(out), rows, n, k, out_f32};
+  nb::gil_scoped_release release;
+  linear(kernels(isa), bf16 ? kBf16 : kF32, call, threads);
+}
+
+}  // namespace
+}  // namespace headrace
+
+NB_MODULE(_native, m) {
+  m.doc() = "CPU kernels of headrace.compute.ops; call them through there, which checks shapes and strides.";
+  m.attr("DIM_MAX") = headrace::kDimMax;
+  m.attr("PANEL") = headrace::kPanel;
+  m.def("detect", &headrace::detect, "Best instruction set of this CPU, as an index into ops.backend.ISAS.");
+  m.def("paged_attention", &headrace::py_paged_attention);
+  m.def("write_kv", &headrace::py_write_kv);
+  m.def("linear", &headrace::py_linear);
+}

@@ -1,0 +1,172 @@
+"""Attention over a paged KV pool, with the same bits for a query row whatever else is in the batch.
+
+The order of every sum is fixed by absolute positions alone: keys are walked from position 0, 16 at a time and 64 to an
+update of the running maximum (FlashAttention, Dao et al. 2022); every 1,024 positions a new accumulator begins, and the
+partitions' partial (output, maximum, sum of weights) are merged left to right (Flash-Decoding, Dao et al. 2023). So
+threads may split at partition borders, and prefill in any chunks, decode and recomputation agree to the bit.
+
+In bf16 with AVX512-BF16 the weights of the values are rounded to bf16, as flash attention does on GPUs; their sum is
+that of the rounded weights.
+"""
+
+import torch
+from torch import Tensor
+
+from headrace.compute.ops import reference
+from headrace.compute.ops.backend import isa_of, native
+
+
+def paged_attention(
+    q: Tensor,
+    kv: Tensor,
+    layer: int,
+    tables: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    threads: int,
+    backend: str | None = None,
+) -> Tensor:
+    """Attend each query token to the keys of its sequence up to and including its own position.
+
+    The KV of every attended position, the queries' own tokens included, must have been written (`write_kv`) before.
+    Nothing else in the pool matters: unwritten slots may hold NaN.
+
+    Args:
+        q: [tokens, heads, dim], f32, bf16 or f16; each token's [heads, dim] contiguous.
+        kv: [blocks, layers, 2 (K, V), kv_heads, block_size, dim], one KV group's pool in q's dtype; each head's
+            [block_size, dim] contiguous; heads a multiple of kv_heads.
+        layer: index of the layer inside the group.
+        tables: int32 [sequences, blocks_max], contiguous: block ids; -1 where unused or freed by the window.
+        rows: int32 [tokens], contiguous: the row of `tables` of each query token. Neighbouring tokens of one row share
+            its K and V, so keep a sequence's tokens together.
+        positions: int32 [tokens], contiguous: absolute position of each query token.
+        scale: factor on q.k, usually dim**-0.5.
+        window: attend positions max(0, position - window + 1)..position; 0 attends all.
+        threads: how many threads may run; the result does not depend on it.
+        backend: see `ops.backend`; the native kernels take dims and block sizes in multiples of 16, dims up to 256.
+
+    Returns:
+        [tokens, heads * dim] in q's dtype, contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes or strides do not fit, or a table names no block for an attended position.
+    """
+    tokens, heads, dim = q.shape
+    blocks, _, _, kv_heads, block_size, _ = kv.shape
+    _check(q, kv, layer, tables, rows, positions, window)
+    isa = isa_of(backend, q.dtype)
+    if isa is not None and (dim % 16 or block_size % 16 or dim > native.DIM_MAX):
+        if backend is not None:
+            raise ValueError(f"the native kernels have no dim {dim} with blocks of {block_size}")
+        isa = None
+    if isa is None:
+        return reference.paged_attention(q, kv, layer, tables, rows, positions, scale=scale, window=window)
+    out = torch.empty(tokens, heads * dim, dtype=q.dtype)
+    block_stride, layer_stride, plane_stride, head_stride, _, _ = kv.stride()
+    native.paged_attention(
+        isa,
+        q.dtype == torch.bfloat16,
+        q.data_ptr(),
+        q.stride(0),
+        out.data_ptr(),
+        kv.data_ptr() + layer * layer_stride * kv.element_size(),
+        block_stride,
+        plane_stride,
+        head_stride,
+        tables.data_ptr(),
+        *tables.shape,
+        rows.data_ptr(),
+        positions.data_ptr(),
+        tokens,
+        blocks,
+        block_size,
+        kv_heads,
+        heads // kv_heads,
+        dim,
+        window,
+        scale,
+        threads,
+    )
+    return out
+
+
+def write_kv(
+    k: Tensor, v: Tensor, kv: Tensor, layer: int, blocks: Tensor, offsets: Tensor, *, backend: str | None = None
+) -> None:
+    """Write the K and V of some tokens into the pool, in place.
+
+    Args:
+        k, v: [tokens, kv_heads, dim] in kv's dtype; each token's [kv_heads, dim] contiguous.
+        kv: the pool tensor, as for `paged_attention`.
+        layer: index of the layer inside the group.
+        blocks: int32 [tokens], contiguous: block id of each token.
+        offsets: int32 [tokens], contiguous: slot of each token inside its block.
+        backend: see `ops.backend`.
+
+    Raises:
+        ValueError: shapes, dtypes or strides do not fit, or a block or slot does not exist.
+    """
+    tokens, kv_heads, dim = k.shape
+    _check_pool(kv, layer, k.dtype, dim)
+    if k.shape != v.shape or kv_heads != kv.shape[3] or v.dtype != k.dtype:
+        raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not fit kv {list(kv.shape)}")
+    for name, index in (("blocks", blocks), ("offsets", offsets)):
+        _check_index(name, index, (tokens,))
+    _check_rows("k", k)
+    _check_rows("v", v)
+    if backend == "torch" or native is None:
+        isa_of(backend, k.dtype)
+        return reference.write_kv(k, v, kv, layer, blocks, offsets)
+    size = kv.element_size()
+    block_stride, layer_stride, plane_stride, head_stride, _, _ = kv.stride()
+    native.write_kv(
+        k.data_ptr(),
+        k.stride(0) * size,
+        v.data_ptr(),
+        v.stride(0) * size,
+        kv.data_ptr() + layer * layer_stride * size,
+        block_stride * size,
+        plane_stride * size,
+        head_stride * size,
+        dim * size,
+        blocks.data_ptr(),
+        offsets.data_ptr(),
+        tokens,
+        kv_heads,
+        kv.shape[0],
+        kv.shape[4],
+    )
+
+
+def _check(q: Tensor, kv: Tensor, layer: int, tables: Tensor, rows: Tensor, positions: Tensor, window: int) -> None:
+    tokens, heads, dim = q.shape
+    _check_pool(kv, layer, q.dtype, dim)
+    if heads % kv.shape[3] or window < 0:
+        raise ValueError(f"{heads} heads over {kv.shape[3]} KV heads, window {window}")
+    _check_rows("q", q)
+    _check_index("rows", rows, (tokens,))
+    _check_index("positions", positions, (tokens,))
+    _check_index("tables", tables, (tables.shape[0], tables.shape[-1]))
+
+
+def _check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
+    _, layers, planes, _, _, kv_dim = kv.shape
+    if kv.dtype != dtype or kv_dim != dim or planes != 2:
+        raise ValueError(f"kv {kv.dtype}{list(kv.shape)} does not fit {dtype} of dim {dim}")
+    if kv.stride(4) != dim or kv.stride(5) != 1:
+        raise ValueError("each head's [block_size, dim] of kv must be contiguous")
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer {layer} of {layers}")
+
+
+def _check_rows(name: str, x: Tensor) -> None:
+    if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
+        raise ValueError(f"each token's [heads, dim] of {name} must be contiguous")
+
+
+def _check_index(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.dtype != torch.int32 or x.shape != shape or not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous int32 {list(shape)}, not {x.dtype}{list(x.shape)}")

@@ -1,0 +1,217 @@
+"""The executor: runs step plans on a model (implements `ports.Executor`).
+
+Life of a sequence here:
+1. `open`: its ids and sampling arrive, long before the first plan that names it; `append` adds tokens drawn elsewhere.
+2. A plan's `starts` gives it a row: its ids and block table among those of all running sequences.
+3. `work` computes KV and draws tokens; an end-of-text token or the last allowed one finishes it. What later plans,
+   made before that was known, still ask of it is discarded.
+4. `ends` takes the row away: the sequence is over, or preempted (then back to 2).
+5. `close` forgets it.
+A sequence that cannot go on (a bad id, logits that are not numbers) fails alone, by `Output.error`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic_ns
+
+from headrace.compute.layers.decoder import Decoder
+from headrace.compute.pool import pool_tensors
+from headrace.compute.rows import Rows
+from headrace.compute.sampling import Logits, Sampler
+from headrace.types.hashing import block_hash
+from headrace.types.ids import BlockHash, SequenceKey, StepId
+from headrace.types.kv import KVSpec
+from headrace.types.payload import Emission, SequencePayload
+from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
+
+
+@dataclass(slots=True)
+class Resident:
+    """One opened sequence."""
+
+    key: SequenceKey
+    root: BlockHash
+    prompt: int
+    """Tokens of the prompt."""
+    ids: list[int]
+    """Prompt and output."""
+    sampler: Sampler | None
+    """None: its parameters are wrong, see `error`."""
+    error: str = ""
+    finished: bool = False
+    row: int | None = None
+    chain: list[BlockHash] = field(default_factory=list)
+    """Hashes of its leading full blocks, as far as they were needed."""
+    reported: int = 0
+    """Leading blocks whose hash its core knows."""
+
+    def hashes(self, until: int, block_size: int) -> tuple[BlockHash, ...]:
+        """Hashes of the blocks before `until` that its core does not know yet; after this it does."""
+        while len(self.chain) < until:
+            at = len(self.chain) * block_size
+            parent = self.chain[-1] if self.chain else self.root
+            self.chain.append(block_hash(parent, self.ids[at : at + block_size]))
+        fresh = tuple(self.chain[self.reported : until])
+        self.reported = max(self.reported, until)
+        return fresh
+
+
+class Runner:
+    """Runs plans, one at a time and in order, on the thread that calls it."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        spec: KVSpec,
+        blocks: Sequence[int],
+        *,
+        eos_token_ids: Sequence[int],
+        threads: int,
+        buffers: Sequence[memoryview] | None = None,
+    ):
+        """`blocks`: of the pool, per KV group. `buffers`: the pool's memory, see `pool_tensors`."""
+        self.model = model
+        self.pool = pool_tensors(spec, blocks, buffers)
+        self._spec = spec
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._threads = threads
+        self._rows = Rows(spec, model.length)
+        self._residents: dict[SequenceKey, Resident] = {}
+        self._last = StepId(0)
+
+    def open(self, key: SequenceKey, payload: SequencePayload) -> None:
+        """Keep the ids and sampling of a sequence until `close`. What is wrong with them fails its first step."""
+        ids, sampler, error = list(payload.token_ids), None, self._reason_against(payload.token_ids)
+        if not error:
+            try:
+                sampler = Sampler(
+                    payload.sampling,
+                    choice=key.choice,
+                    vocab=self.model.vocab,
+                    eos_token_ids=self._eos_token_ids,
+                    prompt=ids[: payload.prompt],
+                )
+                sampler.append(ids[payload.prompt :])
+            except ValueError as wrong:
+                error = str(wrong)
+        self._residents[key] = Resident(key, payload.root, payload.prompt, ids, sampler, error)
+
+    def append(self, emission: Emission) -> None:
+        """Add tokens that another instance drew; those already known are skipped.
+
+        Raises ValueError if tokens before them are missing, or the sequence is not open.
+        """
+        resident = self._resident(emission.key)
+        known = len(resident.ids) - resident.prompt
+        if emission.first > known:
+            raise ValueError(f"{emission.key}: tokens from {emission.first} on, but only {known} are known")
+        fresh = emission.token_ids[known - emission.first :]
+        resident.error = resident.error or self._reason_against(fresh)
+        if resident.sampler is not None and not resident.error:
+            resident.sampler.append(fresh)
+        resident.ids.extend(fresh)
+
+    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
+        """Run one step. Raises ValueError if the plan does not follow the last one or contradicts what is known."""
+        if plan.base != self._last:
+            raise ValueError(f"plan {plan.step} follows {plan.base}, but {self._last} was executed last")
+        started_ns = monotonic_ns()
+        for key in plan.ends:
+            self._end(self._resident(key))
+        for start in plan.starts:
+            self._start(start)
+        for growth in plan.growth:
+            if (row := self._resident(growth.key).row) is not None:
+                self._rows.extend(row, growth.table)
+        named = [(work, self._resident(work.key)) for work in plan.work]
+        logits = self._forward(
+            [(work, resident) for work, resident in named if self._goes_on(work, resident)]
+        )
+        outputs, emissions = [], []
+        for work, resident in named:
+            output, emission = self._conclude(work, resident, logits)
+            outputs.append(output)
+            emissions.extend([emission] if emission else [])
+        self._last = plan.step
+        result = StepResult(
+            step=plan.step, outputs=tuple(outputs), started_ns=started_ns, ended_ns=monotonic_ns()
+        )
+        return result, tuple(emissions)
+
+    def close(self, key: SequenceKey) -> None:
+        """Forget a sequence. Unknown keys are ignored."""
+        if resident := self._residents.pop(key, None):
+            self._end(resident)
+
+    def _resident(self, key: SequenceKey) -> Resident:
+        if key not in self._residents:
+            raise ValueError(f"sequence {key} is not open")
+        return self._residents[key]
+
+    def _start(self, start: SequenceStart) -> None:
+        resident = self._resident(start.key)
+        if resident.error:
+            return
+        if resident.row is not None or start.total != len(resident.ids):
+            raise ValueError(
+                f"{start.key} starts with {start.total} tokens, but {len(resident.ids)} are known"
+                f" and it is {'' if resident.row is None else 'already '}running"
+            )
+        resident.row = self._rows.acquire(resident.ids)
+        resident.reported = start.hashed
+        self._rows.extend(resident.row, start.table)
+
+    def _end(self, resident: Resident) -> None:
+        if resident.row is not None:
+            self._rows.release(resident.row)
+            resident.row = None
+
+    def _goes_on(self, work: Work, resident: Resident) -> bool:
+        """Whether this work is to be done; False if its sequence has failed or finished."""
+        until, known = work.first + work.count, len(resident.ids)
+        if resident.finished or resident.error:
+            return False
+        if resident.row is None or until > known or (work.emits and until != known):
+            raise ValueError(f"{work} contradicts {known} known tokens, row {resident.row}")
+        if until > self.model.length:
+            resident.error = f"longer than the {self.model.length} tokens that this worker serves"
+        return not resident.error
+
+    def _forward(self, runs: Sequence[tuple[Work, Resident]]) -> Iterator[Logits]:
+        """Logits of every run that emits, in order."""
+        if not runs:
+            return iter(())
+        spans = [(resident.row, work.first, work.count) for work, resident in runs]
+        batch = self._rows.batch(spans, [work.emits for work, _ in runs], self.pool, self._threads)
+        return iter(self.model.forward(batch).numpy())
+
+    def _conclude(
+        self, work: Work, resident: Resident, logits: Iterator[Logits]
+    ) -> tuple[Output, Emission | None]:
+        if resident.error:
+            return Output(work.key, 0, error=resident.error), None
+        if resident.finished:
+            return Output(work.key, 0, discarded=True), None
+        hashes = resident.hashes((work.first + work.count) // self._spec.block_size, self._spec.block_size)
+        if not work.emits:
+            return Output(work.key, 0, hashes), None
+        assert resident.sampler is not None and resident.row is not None
+        try:
+            token = resident.sampler.sample(next(logits))
+        except FloatingPointError as wrong:
+            resident.error = f"the model's output is not a distribution: {wrong}"
+            return Output(work.key, 0, error=resident.error), None
+        self._rows.put(resident.row, len(resident.ids), token.id)
+        first = len(resident.ids) - resident.prompt
+        resident.ids.append(token.id)
+        resident.finished = token.finish is not None
+        found = () if token.logprobs is None else (token.logprobs,)
+        return Output(work.key, 1, hashes, token.finish), Emission(work.key, first, (token.id,), found)
+
+    def _reason_against(self, token_ids: Sequence[int]) -> str:
+        """Why a sequence with these ids cannot be served; empty if it can."""
+        if len(token_ids) > self.model.length:
+            return f"{len(token_ids)} tokens, but this worker serves at most {self.model.length}"
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.model.vocab:
+            return f"a token id is outside 0..{self.model.vocab - 1}"
+        return ""

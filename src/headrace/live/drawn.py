@@ -1,0 +1,49 @@
+"""What a worker has drawn: the ids behind the counts that its core reports, kept until the sequence is closed."""
+
+from dataclasses import dataclass, field
+
+from headrace.types.ids import SequenceKey
+from headrace.types.messages import Tail, Tokens
+from headrace.types.payload import Emission
+
+
+@dataclass(slots=True)
+class Opened:
+    history: int
+    """Tokens emitted before this attempt."""
+    token_ids: list[int] = field(default_factory=list[int])
+    """Emitted here, from index `history` on."""
+    unsent: dict[int, Emission] = field(default_factory=dict[int, Emission])
+    """Not yet said to the router, by first index."""
+
+
+class Drawn:
+    """Sequences that are open on this worker."""
+
+    def __init__(self) -> None:
+        self._opened: dict[SequenceKey, Opened] = {}
+
+    def __contains__(self, key: SequenceKey) -> bool:
+        return key in self._opened
+
+    def open(self, key: SequenceKey, history: int) -> None:
+        self._opened[key] = Opened(history)
+
+    def close(self, key: SequenceKey) -> None:
+        self._opened.pop(key, None)
+
+    def add(self, emissions: tuple[Emission, ...]) -> None:
+        """What a step drew. After preemption the same tokens come again."""
+        for emission in emissions:
+            opened = self._opened.get(emission.key)
+            if opened is not None:
+                at = emission.first - opened.history
+                opened.token_ids[at : at + len(emission.token_ids)] = emission.token_ids
+                opened.unsent[emission.first] = emission
+
+    def for_tokens(self, message: Tokens) -> tuple[Emission, ...]:
+        return tuple(self._opened[r.key].unsent.pop(r.first) for r in message.runs if r.count)
+
+    def for_tail(self, message: Tail) -> tuple[Emission, ...]:
+        opened = self._opened[message.key]
+        return (Emission(message.key, opened.history, tuple(opened.token_ids[: message.emitted])),)

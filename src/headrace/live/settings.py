@@ -1,0 +1,136 @@
+"""What the live shell can be told, and what it tells a worker. Plain structs: `cli` fills them from flags and `cluster.yaml`."""
+
+from typing import Any
+
+import msgspec
+
+from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig
+from headrace.types.ids import Address
+from headrace.types.kv import KVSpec
+from headrace.types.messages import InstanceInfo
+
+GIB = 2**30
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """What is served. Every worker must say the same of what it has loaded, or it is refused."""
+
+    name: str
+    """Name under which it is served."""
+    fingerprint: str
+    """Of configuration and weights (`compute.checkpoint.Checkpoint.fingerprint`). Empty: the first worker's is taken."""
+    spec: KVSpec
+    vocabulary: int
+    length_max: int
+    """Prompt plus new tokens, at most."""
+
+
+class PolicySettings(msgspec.Struct, frozen=True):
+    """One policy: its file's name, and the fields of its `Config`."""
+
+    name: str
+    config: dict[str, Any] = {}
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The policies of an instance."""
+
+    batching: PolicySettings = PolicySettings("splitfuse")
+    admission: PolicySettings = PolicySettings("aggressive")
+    ordering: PolicySettings = PolicySettings("fcfs")
+    preemption: PolicySettings = PolicySettings("recompute")
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker: a process with one instance."""
+
+    name: str
+    leaning: str = "mixed"
+    """"prefill" | "decode" | "mixed"."""
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole service. Times are nanoseconds."""
+
+    workers: tuple[WorkerSettings, ...]
+    shared: bool = True
+    """All workers use one pool, so a handover moves nothing. False: one pool each (`--separate-pools`), and bytes really move."""
+    kv_bytes: int = 2 * GIB
+    """Of each pool (`--kv-memory`)."""
+    fill: bool = True
+    """Touch the pools' memory in the background, so that no step pays for it."""
+    engine: EngineSettings = EngineSettings()
+    placement: PolicySettings = PolicySettings("least_load")
+    eviction: PolicySettings = PolicySettings("lru")
+    instance: InstanceConfig = InstanceConfig()
+    router: RouterConfig = RouterConfig()
+    transport: str = "shm"
+    threads: int = 0
+    """Of each worker; 0: the cores of this machine, shared out among the workers."""
+    start_ns: int = 300 * SECOND
+    """A worker has so long to load its model."""
+    heartbeat_ns: int = SECOND
+    """While there is work, a worker from which nothing was heard for so long is asked whether it lives."""
+    silence_ns: int = 10 * SECOND
+    """One that says nothing for so long is killed."""
+    step_ns: int = 300 * SECOND
+    """One whose step takes longer is killed, too."""
+    backoff_ns: int = SECOND // 20
+    """Before the first restart; doubled for each further one, until a worker has lived for `stable_ns`."""
+    backoff_max_ns: int = 30 * SECOND
+    stable_ns: int = 60 * SECOND
+    starts_max: int = 3
+    """A worker that fails so often in a row before it was ready is given up."""
+    report_ns: int = SECOND // 20
+    """While they work, workers tell how they are this often at most."""
+    shutdown_ns: int = 60 * SECOND
+    """Draining takes so long at most (`--shutdown-timeout`)."""
+    mixed_numerics: bool = False
+    """Admit workers whose arithmetic differs; then equal requests need not give equal tokens."""
+    journal: str = ""
+    """Folder for the cores' journals; empty: none are kept."""
+    environment: dict[str, str] = {}
+    """Added to the workers' environment."""
+    options: dict[str, Any] = {}
+    """For the workers' `make_executor`: what the wiring wants to tell them (model folder, dtype, ...)."""
+
+
+class PoolLayout(msgspec.Struct, frozen=True):
+    """Where the groups of one pool lie in its memory, bytes. Block b of group g is `[offsets[g] + b * block_bytes(g), ...)`."""
+
+    blocks: tuple[int, ...]
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    total: int
+
+
+class SharedPool(msgspec.Struct, frozen=True):
+    """A pool as a worker gets it: an inherited file descriptor, and what is in it."""
+
+    pool: int
+    fd: int
+    layout: PoolLayout
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a worker is told when it starts (JSON on its standard input)."""
+
+    address: Address
+    parent: int
+    """Process id; the worker ends with it."""
+    endpoint: str
+    """Of the hub's socket."""
+    secret: str
+    """Proves to the hub that this process was started by it."""
+    router: Address
+    info: InstanceInfo
+    model: Model
+    pools: tuple[SharedPool, ...]
+    """Its own (`info.pool`) and those of its peers."""
+    engine: EngineSettings
+    instance: InstanceConfig
+    transport: str
+    threads: int
+    report_ns: int
+    journal: str
+    options: dict[str, Any]

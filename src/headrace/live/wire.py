@@ -1,0 +1,146 @@
+"""What hub and workers say to each other, beside the cores' messages.
+
+Frames: a header (who to whom), a message, and what the shell attaches to it. The hub forwards between workers without reading the last two.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from headrace.types.errors import IncompatiblePeer
+from headrace.types.ids import Address
+from headrace.types.kv import KVSpec
+from headrace.types.messages import AnyMessage, InstanceInfo
+from headrace.types.payload import Emission, SequencePayload
+
+PROTOCOL = 1
+"""Counted up when frames or messages change."""
+
+T = TypeVar("T")
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A worker's first message: what it is, and what must be equal among workers that hand KV to each other."""
+
+    protocol: int = PROTOCOL
+    secret: str
+    fingerprint: str
+    """Of the model's configuration and weights."""
+    dtype: str
+    block_size: int
+    spec: KVSpec
+    vocabulary: int
+    numerics: str
+    """Id of its arithmetic: equal ids promise equal bits."""
+    promise: str = ""
+    """What is promised in place of equal bits, if it is less."""
+
+
+COMPARED = (
+    ("protocol", "protocol version"),
+    ("fingerprint", "model fingerprint"),
+    ("dtype", "dtype"),
+    ("block_size", "block size"),
+    ("spec", "KV spec"),
+    ("vocabulary", "vocabulary"),
+    ("numerics", "numerics id"),
+)
+"""Fields of `Hello` that must agree, and how they are called."""
+
+
+class Member(msgspec.Struct, frozen=True, array_like=True):
+    """A worker that is up."""
+
+    address: Address
+    info: InstanceInfo
+
+
+class Welcome(msgspec.Struct, frozen=True, tag=True):
+    """The hub takes the worker in; these are its peers."""
+
+    peers: tuple[Member, ...]
+
+
+class NotWelcome(msgspec.Struct, frozen=True, tag=True):
+    """The hub refuses the worker, which ends."""
+
+    reason: str
+
+
+class PeerJoined(msgspec.Struct, frozen=True, tag=True):
+    peer: Member
+
+
+class PeerLeft(msgspec.Struct, frozen=True, tag=True):
+    """Its process has ended."""
+
+    peer: Member
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answer with `Pong`."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    step_ns: int
+    """How long the executor has been at what it does now; 0: it is idle."""
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """The service ends: so does the worker."""
+
+
+class Immediate(msgspec.Struct, frozen=True, tag=True):
+    """A write of the sender is in the receiver's pool."""
+
+    slot: int
+    weight: int
+
+
+class WorkerCounts(msgspec.Struct, frozen=True):
+    """Attached to `Report`: counts since the worker's start."""
+
+    preemptions: int = 0
+
+
+Control = Hello | Welcome | NotWelcome | PeerJoined | PeerLeft | Ping | Pong | Leave | Immediate
+
+Payload = SequencePayload | tuple[Emission, ...] | WorkerCounts | None
+"""Attached to `Start`, to `Tail` and `Tokens`, to `Report`."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_header = msgspec.msgpack.Decoder(tuple[Address, Address])
+_message = msgspec.msgpack.Decoder(AnyMessage | Control)
+
+
+def encode(
+    source: Address, target: Address, message: AnyMessage | Control, payload: bytes = b""
+) -> list[bytes]:
+    return [_encode((source, target)), _encode(message), payload]
+
+
+def decode_header(frame: bytes) -> tuple[Address, Address]:
+    """Source and target. Raises msgspec.MsgspecError."""
+    return _header.decode(frame)
+
+
+def decode_message(frame: bytes) -> AnyMessage | Control:
+    """Raises msgspec.MsgspecError."""
+    return _message.decode(frame)
+
+
+def encode_payload(payload: Payload) -> bytes:
+    return b"" if payload is None else _encode(payload)
+
+
+def decode_payload(frame: bytes, kind: type[T]) -> T:
+    """Raises msgspec.MsgspecError."""
+    return msgspec.msgpack.decode(frame, type=kind)
+
+
+def check_compatible(expected: dict[str, Any], hello: Hello) -> None:
+    """Raises IncompatiblePeer naming the first field that differs."""
+    for field, name in COMPARED:
+        if field in expected and getattr(hello, field) != expected[field]:
+            theirs, ours = getattr(hello, field), expected[field]
+            raise IncompatiblePeer(f"the {name} differs: the worker has {theirs}, the service has {ours}")

@@ -1,0 +1,306 @@
+"""A worker: one process with one instance core, one executor, and a link to `serve`.
+
+Life cycle:
+ 1. `read_config`: tie this process's life to its parent's, before anything heavy is imported.
+ 2. The executor is made, on its own thread (imports, weights, self-test); then `Hello`.
+ 3. `Welcome`: the core is made, and told of its peers. From here on it does what the router says.
+ 4. It ends by `Leave`, by `NotWelcome`, by an error that is not one sequence's own (status 1, so that it is restarted), or with its parent.
+
+To wire it (`cli/worker.py`):
+
+    def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
+        from headrace.compute...            # torch is imported here, on the executor's thread
+        return Loaded(executor, fingerprint=..., spec=..., vocabulary=..., numerics=...)
+
+    sys.exit(run(read_config(), make_executor))
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic_ns
+from typing import Any, NoReturn
+
+import msgspec
+import uvloop
+
+from headrace.live import wire
+from headrace.live.bus import HUB, Link
+from headrace.live.drawn import Drawn
+from headrace.live.journal import Header, JournalFile
+from headrace.live.loop import CoreLoop, Node
+from headrace.live.policies import engine_policies
+from headrace.live.pools import Pool
+from headrace.live.settings import WorkerConfig
+from headrace.live.steps import Steps
+from headrace.live.transports import Site, open_transport
+from headrace.nodes.instance import Instance
+from headrace.nodes.journal import Journaled
+from headrace.ports import Core, Executor
+from headrace.types.errors import HeadraceError, IncompatiblePeer
+from headrace.types.events import (
+    Close,
+    Command,
+    Execute,
+    Landed,
+    PeerLost,
+    PeerUp,
+    Received,
+    Send,
+    StepDone,
+    Write,
+    Written,
+)
+from headrace.types.ids import Address, SequenceKey, Slot
+from headrace.types.kv import KVSpec
+from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
+from headrace.types.payload import Emission, SequencePayload
+from headrace.types.plan import StepPlan, StepResult
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An executor, and what it has loaded."""
+
+    executor: Executor
+    fingerprint: str
+    """Of configuration and weights."""
+    spec: KVSpec
+    vocabulary: int
+    numerics: str = ""
+    """Id of the arithmetic (`compute.numerics`)."""
+    promise: str = ""
+    """What is promised in place of equal bits, if it is less."""
+
+
+MakeExecutor = Callable[[WorkerConfig, list[memoryview]], Loaded]
+"""From the configuration and the memory of the worker's pool, per group. Called on the executor's thread."""
+
+
+def read_config() -> WorkerConfig:
+    """What the parent says on standard input. From now on this process ends when its parent does."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    if os.getppid() != config.parent:
+        # It died before we asked to be told.
+        sys.exit("the parent process has ended")
+    return config
+
+
+def run(config: WorkerConfig, make_executor: MakeExecutor) -> NoReturn:
+    """Serve until told to leave; ends the process."""
+    # The parent decides when workers end: a Ctrl-C or a stop of the whole group must not cut its draining short.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        uvloop.run(_serve(config, make_executor))
+        status = 0
+    except HeadraceError as error:
+        log.error("%s", error)
+        status = 1
+    except Exception:
+        log.exception("the worker failed")
+        status = 1
+    logging.shutdown()
+    sys.stderr.flush()
+    # Past the interpreter's own end: the executor's thread may stand in native code.
+    os._exit(status)
+
+
+async def _serve(config: WorkerConfig, make_executor: MakeExecutor) -> None:
+    worker = Worker(config, make_executor)
+    await worker.ended
+
+
+class Worker:
+    """See the module. Everything but the executor runs on the loop's thread."""
+
+    def __init__(self, config: WorkerConfig, make_executor: MakeExecutor) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._pools = {p.pool: Pool(p.fd, p.layout) for p in config.pools}
+        self._peers: dict[Address, InstanceInfo] = {}
+        self._drawn = Drawn()
+        self._started: dict[SequenceKey, None] = {}
+        self._preemptions = 0
+        self._reporting: asyncio.TimerHandle | None = None
+        self._policies = engine_policies(config.engine)
+        buffers = self._pools[config.info.pool].buffers()
+        self._transport = open_transport(config.transport, self._site(buffers))
+        self._link = Link(config.address, config.endpoint, self._receive)
+        self._steps = Steps(
+            partial(make_executor, config, buffers), self._loaded, self._step_done, self._fail
+        )
+        self._node: Node
+
+    def _site(self, buffers: list[memoryview]) -> Site:
+        model = self._config.model
+        memory = {pool: p.buffers() for pool, p in self._pools.items()}
+
+        def target(peer: Address) -> list[memoryview] | None:
+            info = self._peers.get(peer)
+            return None if info is None else memory[info.pool]
+
+        return Site(
+            source=buffers,
+            target=target,
+            block_bytes=tuple(model.spec.block_bytes(g) for g in range(len(model.spec.groups))),
+            landed=lambda peer, slot, weight: self._link.send(peer, wire.Immediate(slot, weight)),
+            written=lambda write, ok: self._node.post(Written(write, ok)),
+            call=self._loop.call_soon_threadsafe,
+        )
+
+    def _fail(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    # Joining
+
+    def _loaded(self, loaded: Loaded) -> None:
+        config, model = self._config, self._config.model
+        hello = wire.Hello(
+            secret=config.secret,
+            fingerprint=loaded.fingerprint,
+            dtype=model.spec.dtype,
+            block_size=model.spec.block_size,
+            spec=loaded.spec,
+            vocabulary=loaded.vocabulary,
+            numerics=loaded.numerics,
+            promise=loaded.promise,
+        )
+        self._link.send(HUB, hello)
+
+    def _welcome(self, message: wire.Welcome) -> None:
+        config = self._config
+        core: Core = Instance(
+            config.address, config.router, config.info, config.model.spec, self._policies, config.instance
+        )
+        if config.journal:
+            core = Journaled(
+                core, JournalFile(config.journal, Header("instance", config.address, _made_from(config)))
+            )
+        self._node = CoreLoop(self._fail).add(core, self._carry)
+        for peer in message.peers:
+            self._joined(peer)
+        self._report_soon()
+
+    def _joined(self, peer: wire.Member) -> None:
+        self._peers[peer.address] = peer.info
+        self._node.post(PeerUp(peer.address, peer.info))
+
+    def _left(self, peer: wire.Member) -> None:
+        self._peers.pop(peer.address, None)
+        self._transport.forget(peer.address)
+        self._node.post(PeerLost(peer.address, peer.info))
+
+    # What comes in
+
+    def _receive(
+        self, source: Address, target: Address, message: AnyMessage | wire.Control, payload: bytes
+    ) -> None:
+        match message:
+            case wire.Immediate(slot, weight):
+                self._node.post(Landed(Slot(slot), weight))
+            case wire.Ping():
+                since_ns = self._steps.since_ns
+                self._link.send(HUB, wire.Pong(monotonic_ns() - since_ns if since_ns else 0))
+            case wire.Welcome():
+                self._welcome(message)
+            case wire.NotWelcome(reason):
+                self._fail(IncompatiblePeer(f"{self._config.address} was refused: {reason}"))
+            case wire.PeerJoined(peer):
+                self._joined(peer)
+            case wire.PeerLeft(peer):
+                self._left(peer)
+            case wire.Leave():
+                if not self.ended.done():
+                    self.ended.set_result(None)
+            case wire.Hello() | wire.Pong():
+                log.warning("%s has no business here", message)
+            case _:
+                self._attached(message, payload)
+                self._node.post(Received(source, message))
+                self._report_soon()
+
+    def _attached(self, message: AnyMessage, payload: bytes) -> None:
+        """What the message carries for the executor."""
+        match message:
+            case Start(key):
+                self._drawn.open(key, message.history)
+                self._steps.open(key, wire.decode_payload(payload, SequencePayload))
+            case Tail(key) if key in self._drawn:
+                for emission in wire.decode_payload(payload, tuple[Emission, ...]):
+                    self._steps.append(emission)
+            case _:
+                pass
+
+    def _step_done(self, result: StepResult, emissions: tuple[Emission, ...]) -> None:
+        self._drawn.add(emissions)
+        self._node.post(StepDone(result))
+        self._report_soon()
+
+    # What the core wants
+
+    def _carry(self, command: Command) -> None:
+        match command:
+            case Send(target, message):
+                self._link.send(target, message, self._attach(message))
+            case Execute(plan):
+                self._count_preemptions(plan)
+                self._steps.execute(plan)
+            case Close(key):
+                self._steps.close(key)
+                self._drawn.close(key)
+                self._started.pop(key, None)
+            case Write():
+                self._transport.write(command)
+            case _:
+                raise TypeError(f"a worker has no use for {command!r}")
+
+    def _attach(self, message: AnyMessage) -> bytes:
+        match message:
+            case Tokens():
+                return wire.encode_payload(self._drawn.for_tokens(message))
+            case Tail():
+                return wire.encode_payload(self._drawn.for_tail(message))
+            case _:
+                return b""
+
+    def _count_preemptions(self, plan: StepPlan) -> None:
+        for start in plan.starts:
+            self._preemptions += start.key in self._started
+            self._started[start.key] = None
+
+    def _report_soon(self) -> None:
+        """While something happens the router hears how it goes, not too often; the last report is of the end state."""
+        if self._reporting is None:
+            self._reporting = self._loop.call_later(self._config.report_ns / 1e9, self._report)
+
+    def _report(self) -> None:
+        self._reporting = None
+        report = self._node.core.observe(monotonic_ns())
+        assert report is not None
+        counts = wire.WorkerCounts(preemptions=self._preemptions)
+        self._link.send(self._config.router, report, wire.encode_payload(counts))
+
+
+def _made_from(config: WorkerConfig) -> dict[str, Any]:
+    """What a replay needs to make the core again."""
+    return {
+        "router": config.router,
+        "info": config.info,
+        "spec": config.model.spec,
+        "engine": config.engine,
+        "instance": config.instance,
+    }

@@ -1,0 +1,140 @@
+"""What must hold at every instant, and what must hold when all work is done. Text is checked where it is delivered (`sim.clients`)."""
+
+from array import array
+
+from headrace.kv.pool import BlockPool
+from headrace.nodes.instance import Instance
+from headrace.nodes.pool import PoolCore
+from headrace.sim.memory import salts, seen_from, extend
+from headrace.sim.memory import extend, salts
+from headrace.sim.nodes import Node, Worker
+from headrace.sim.shell import Shell
+from headrace.types.events import Command, Event
+from headrace.types.hashing import block_hashes
+from headrace.types.ids import BlockHash
+
+OWNERS = ("nobody", "the free list", "a lease", "quarantine", "the index")
+FREE, LEASED, QUARANTINED, PUBLISHED = 1, 2, 3, 4
+
+
+class Violation(AssertionError):
+    """The system did what must never happen."""
+
+
+class Checker:
+    """Watches every settle. Blocks of a pool are recounted whenever its core has settled, an instance's whenever that has."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    def __call__(self, node: Node, now_ns: int, event: Event | None, commands: list[Command] | None) -> None:
+        if commands is None:
+            return
+        if isinstance(node.state, PoolCore):
+            check_pool(node.state.blocks)
+        elif isinstance(node, Worker):
+            pool, _ = self._shell.pools[node.info.pool]
+            assert isinstance(pool.state, PoolCore)
+            check_lease(node, pool.state.blocks)
+
+
+def check_pool(pool: BlockPool) -> None:
+    """Every block has exactly one owner, and an index entry as many locks as handles say."""
+    for group, count in enumerate(pool.blocks):
+        owners = bytearray(count)
+        claims = [(run, FREE) for run in pool.free[group].runs()]
+        claims += [(run, LEASED) for lease in pool.leases.values() for run in lease[group].runs()]
+        claims += [(run, QUARANTINED) for dead in pool.quarantine.values() for run in dead[group].runs()]
+        locked = [entry for handle in pool.handles.values() for entry in handle[group].entries]
+        refs: dict[int, int] = {}
+        for entry in locked:
+            refs[entry.block] = refs.get(entry.block, 0) + 1
+        idle = 0
+        for entry in pool.trees[group]:
+            claims.append(((entry.block, 1), PUBLISHED))
+            idle += not entry.refs
+            if entry.refs != refs.get(entry.block, 0):
+                raise Violation(f"block {entry.block} has {entry.refs} locks, {refs.get(entry.block, 0)} accounted for")
+        claims += [((entry.block, 1), PUBLISHED) for entry in locked if not entry.indexed]
+        for (first, size), owner in claims:
+            if any(owners[first : first + size]):
+                had = OWNERS[max(owners[first : first + size])]
+                raise Violation(f"blocks {first}..{first + size - 1} of group {group}: {had} and {OWNERS[owner]}")
+            owners[first : first + size] = bytes([owner]) * size
+        if 0 in owners:
+            raise Violation(f"block {owners.index(0)} of group {group} is lost")
+        if idle != pool.trees[group].evictable:
+            raise Violation(f"{idle} entries are evictable, {pool.trees[group].evictable} are counted")
+
+
+def check_lease(worker: Worker, pool: BlockPool) -> None:
+    """No block twice in an instance's books, and none there that the pool has not leased to it (the reverse may be under way)."""
+    instance = worker.state
+    assert isinstance(instance, Instance)
+    lease = pool.leases.get(worker.address)
+    if lease is None:
+        return
+    for group in range(len(pool.blocks)):
+        leased = bytearray(pool.blocks[group])
+        for first, size in lease[group].runs():
+            leased[first : first + size] = b"\1" * size
+        held = list(instance.memory.spare[group].runs())
+        for sequence in instance.sequences.values():
+            held += [(r.first, r.count) for r in instance.memory.private(sequence) if r.group == group]
+        for first, size in held:
+            if leased[first : first + size] != b"\1" * size:
+                raise Violation(f"{worker.address} uses blocks {first}..{first + size - 1} of group {group} unduly")
+            leased[first : first + size] = bytes(size)
+
+
+def check_idle(shell: Shell) -> None:
+    """All requests have ended and all is quiet: nothing is held for anybody."""
+    for client in shell.clients.all.values():
+        if not client.ended:
+            raise Violation(f"request {client.request.id} has no end")
+    for pool, memory in shell.pools.values():
+        assert isinstance(pool.state, PoolCore)
+        blocks = pool.state.blocks
+        check_pool(blocks)
+        if blocks.handles or blocks.quarantine:
+            raise Violation(f"{pool.address}: left over {list(blocks.handles)} {list(blocks.quarantine)}")
+    for worker in shell.workers.values():
+        if worker.alive:
+            _check_idle_worker(shell, worker)
+
+
+def check_content(shell: Shell) -> None:
+    """Whatever the index still offers under a hash is what that hash names."""
+    spec = shell.clients.spec
+    named: dict[BlockHash, list[bytes]] = {}
+    for client in shell.clients.all.values():
+        for stream in client.streams:
+            ids = client.payload.token_ids + stream.expected
+            tags = [array("Q") for _ in spec.groups]
+            for group, g in enumerate(spec.groups):
+                extend(tags[group], 0, ids, g.window, salts(client.payload.root, len(spec.groups))[group])
+            for at, name in enumerate(block_hashes(client.payload.root, ids, spec.block_size)):
+                span = slice(at * spec.block_size, (at + 1) * spec.block_size)
+                named[name] = [t[span].tobytes() for t in tags]
+    for pool, memory in shell.pools.values():
+        assert isinstance(pool.state, PoolCore)
+        for group, tree in enumerate(pool.state.blocks.trees):
+            for entry in tree:
+                if memory.read(group, [entry.block], 0, spec.block_size).tobytes() != named[entry.hash][group]:
+                    raise Violation(f"{pool.address}: block {entry.block} of group {group} is not what it is named")
+
+
+def _check_idle_worker(shell: Shell, worker: Worker) -> None:
+    instance = worker.state
+    assert isinstance(instance, Instance)
+    if not instance.idle or worker.given:
+        raise Violation(f"{worker.address} still holds {list(instance.sequences)}")
+    if worker.executor.opened:
+        raise Violation(f"{worker.address}: the executor was never told to close {list(worker.executor.opened)}")
+    pool, _ = shell.pools[worker.info.pool]
+    assert isinstance(pool.state, PoolCore)
+    check_lease(worker, pool.state.blocks)
+    for group, segments in enumerate(instance.memory.spare):
+        leased = pool.state.blocks.leases[worker.address][group].total
+        if leased != segments.total:
+            raise Violation(f"{worker.address} knows of {segments.total} blocks, {leased} are leased to it")

@@ -1,0 +1,111 @@
+"""The API's side of the simulation: who asked what, which ids they were given, and the payload store from which any failover resumes."""
+
+from dataclasses import dataclass, field
+
+from headrace.sim.memory import expected_tokens
+from headrace.types.events import Deliver, Reject
+from headrace.types.ids import RequestId, SequenceKey
+from headrace.types.kv import KVSpec
+from headrace.types.messages import Start
+from headrace.types.payload import Emission, SequencePayload
+from headrace.types.request import FinishReason, Request, Timeline
+
+
+@dataclass(slots=True)
+class Stream:
+    """One choice, as its client sees it."""
+
+    token_ids: list[int] = field(default_factory=list[int])
+    finish: FinishReason | None = None
+    timeline: Timeline | None = None
+    withdrawn: bool = False
+    expected: list[int] = field(default_factory=list[int])
+    expected_finish: FinishReason | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None or self.withdrawn
+
+
+@dataclass(slots=True)
+class Client:
+    request: Request
+    payload: SequencePayload
+    streams: list[Stream]
+    rejected: Reject | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.rejected is not None or all(stream.ended for stream in self.streams)
+
+
+class Clients:
+    """Checks what is delivered against what a lone sequence would have said."""
+
+    def __init__(self, spec: KVSpec) -> None:
+        self.spec = spec
+        self.all: dict[RequestId, Client] = {}
+        self.unfinished = 0
+        self._drawn: dict[SequenceKey, dict[int, int]] = {}
+
+    def submit(self, request: Request, payload: SequencePayload) -> None:
+        streams: list[Stream] = []
+        for choice in range(request.choices):
+            said, finish = expected_tokens(payload, request.tokens_max, self.spec, choice)
+            streams.append(Stream(expected=said, expected_finish=finish or FinishReason.LENGTH))
+        self.all[request.id] = Client(request, payload, streams)
+        self.unfinished += 1
+
+    def payload_for(self, start: Start) -> SequencePayload:
+        """Prompt and what was delivered before this attempt: what a sequence of it starts from."""
+        client = self.all[start.key.request]
+        stream = client.streams[start.key.choice]
+        assert start.history <= len(stream.token_ids), f"{start.key} starts from {start.history} tokens"
+        ids = client.payload.token_ids + stream.token_ids[: start.history]
+        assert start.total == len(ids)
+        assert start.emits_max == client.request.tokens_max - start.history > 0
+        return SequencePayload(client.payload.root, ids, client.payload.prompt, client.payload.sampling)
+
+    def drawn(self, emissions: tuple[Emission, ...]) -> None:
+        """Ids that came with a `Tokens` message to the router."""
+        for emission in emissions:
+            known = self._drawn.setdefault(emission.key, {})
+            for index, token in enumerate(emission.token_ids, emission.first):
+                assert index not in known, f"{emission.key}: token {index} was told twice"
+                known[index] = token
+
+    def deliver(self, command: Deliver) -> None:
+        key = command.key
+        client = self.all[command.request]
+        stream = client.streams[command.choice]
+        assert (key.request, key.choice) == (command.request, command.choice)
+        assert not stream.ended, f"{key}: more tokens after the end"
+        assert client.rejected is None, f"{key}: more tokens after a rejection"
+        assert command.first == len(stream.token_ids), f"{key}: token {command.first} after {len(stream.token_ids)}"
+        ids = [self._drawn[key][i] for i in range(command.first, command.first + command.count)]
+        stream.token_ids += ids
+        wanted = stream.expected[command.first : command.first + command.count]
+        assert ids == wanted, f"{key}: wrong text at token {command.first}: {ids} instead of {wanted}"
+        if command.finish is not None:
+            assert command.finish is stream.expected_finish, f"{key} ends with {command.finish}"
+            assert stream.token_ids == stream.expected, f"{key} ends too early"
+            assert command.timeline is not None
+            stream.finish, stream.timeline = command.finish, command.timeline
+            self.unfinished -= client.ended
+
+    def reject(self, command: Reject) -> None:
+        client = self.all[command.request]
+        assert not client.ended, f"request {command.request} is rejected after its end"
+        client.rejected = command
+        self.unfinished -= 1
+
+    def withdraw(self, request: RequestId, choice: int | None) -> bool:
+        """The client leaves. False: it had its answer already."""
+        client = self.all[request]
+        if client.ended:
+            return False
+        for index, stream in enumerate(client.streams):
+            if choice in (None, index):
+                stream.withdrawn = True
+        self.unfinished -= client.ended
+        return True

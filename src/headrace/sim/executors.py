@@ -1,0 +1,186 @@
+"""The content executor: runs every step on tags instead of on a model, and reads all that a real step would read.
+
+A step reads memory when it begins and writes it when it ends, so a block that is freed and reused while a plan in flight names it is
+damaged, or damages its new owner. A sequence that had finished before its plan was issued is skipped, but its slot is scribbled on: until
+that plan has retired nobody else may own it.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+from headrace.sim.memory import MASK, Memory, draw, extend, finish_of, salts, seen_from
+from headrace.types.hashing import block_hash
+from headrace.types.ids import BlockHash, SequenceKey, StepId
+from headrace.types.kv import TableRun
+from headrace.types.payload import Emission, SamplingParams, SequencePayload
+from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
+from headrace.types.request import FinishReason
+
+Stored = tuple[int, list[int], int, "array[int]"]
+"""Group, table, first position, tags: to be written when the step ends."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """What the executor keeps of one sequence."""
+
+    root: BlockHash
+    token_ids: list[int]
+    prompt: int
+    sampling: SamplingParams
+    salts: list[int]
+    tables: list[list[int]] | None = None
+    """None while no plan names it."""
+    hashed: int = 0
+    hashes: list[BlockHash] = field(default_factory=list[BlockHash])
+    finished: bool = False
+
+
+@dataclass(slots=True)
+class Step:
+    """A step between its begin and its end."""
+
+    plan: StepPlan
+    outputs: list[Output] = field(default_factory=list[Output])
+    emissions: list[Emission] = field(default_factory=list[Emission])
+    stored: list[Stored] = field(default_factory=list[Stored])
+
+
+class ContentExecutor:
+    """Implements `ports.Executor`; a shell with virtual time calls `begin` and `end` in place of `execute`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.last = StepId(0)
+        self.opened: dict[SequenceKey, Opened] = {}
+        self.computed = 0
+        """Tokens computed."""
+        self._running = False
+
+    def open(self, key: SequenceKey, payload: SequencePayload) -> None:
+        assert key not in self.opened, f"{key} is opened twice"
+        groups = len(self.memory.spec.groups)
+        self.opened[key] = Opened(
+            payload.root, list(payload.token_ids), payload.prompt, payload.sampling, salts(payload.root, groups)
+        )
+
+    def append(self, emission: Emission) -> None:
+        sequence = self.opened[emission.key]
+        if emission.first != len(sequence.token_ids) - sequence.prompt:
+            raise ValueError(f"{emission.key}: token {emission.first} does not continue what is known")
+        sequence.token_ids += emission.token_ids
+
+    def tokens(self, key: SequenceKey, first: int, count: int) -> Emission:
+        """Token ids of a sequence by their index among its new tokens."""
+        sequence = self.opened[key]
+        start = sequence.prompt + first
+        assert start + count <= len(sequence.token_ids), f"{key}: no token {first + count - 1} was drawn"
+        return Emission(key, first, tuple(sequence.token_ids[start : start + count]))
+
+    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
+        return self.end(self.begin(plan), 0, 0)
+
+    def close(self, key: SequenceKey) -> None:
+        self.opened.pop(key, None)
+
+    def begin(self, plan: StepPlan) -> Step:
+        """Read memory and compute."""
+        if plan.base != self.last:
+            raise ValueError(f"plan {plan.step} continues {plan.base}, but {self.last} was executed last")
+        assert not self._running
+        self._running = True
+        self.last = plan.step
+        for key in plan.ends:
+            if key in self.opened:
+                self.opened[key].tables = None
+        for start in plan.starts:
+            self._start(start)
+        for growth in plan.growth:
+            tables = self.opened[growth.key].tables
+            assert tables is not None, f"{growth.key} grows before it starts"
+            _place(tables, growth.table)
+        step = Step(plan)
+        for work in plan.work:
+            self._work(step, work)
+        return step
+
+    def end(self, step: Step, started_ns: int, ended_ns: int) -> tuple[StepResult, tuple[Emission, ...]]:
+        """Write memory."""
+        self._running = False
+        for group, table, first, tags in step.stored:
+            self.memory.write(group, table, first, tags)
+        result = StepResult(step.plan.step, tuple(step.outputs), started_ns, ended_ns)
+        return result, tuple(step.emissions)
+
+    def abort(self, step: Step, share: float) -> None:
+        """The process dies within the step: a share of its writes has reached memory."""
+        for group, table, first, tags in step.stored[: int(len(step.stored) * share)]:
+            self.memory.write(group, table, first, tags)
+
+    def _start(self, start: SequenceStart) -> None:
+        sequence = self.opened[start.key]
+        assert sequence.tables is None, f"{start.key} starts twice"
+        assert start.total <= len(sequence.token_ids), f"{start.key}: the core miscounts its tokens"
+        # What a preempted sequence drew beyond is drawn again.
+        del sequence.token_ids[start.total :]
+        del sequence.hashes[start.total // self.memory.spec.block_size :]
+        sequence.finished = False
+        sequence.tables = [[] for _ in self.memory.groups]
+        sequence.hashed = start.hashed
+        _place(sequence.tables, start.table)
+
+    def _work(self, step: Step, work: Work) -> None:
+        sequence = self.opened[work.key]
+        tables = sequence.tables
+        assert tables is not None, f"{work.key} is worked on before it starts"
+        if sequence.finished:
+            self._scribble(step, tables, work)
+            step.outputs.append(Output(work.key, 0, discarded=True))
+            return
+        end = work.first + work.count
+        known = len(sequence.token_ids)
+        assert work.count > 0 and end <= known, f"{work.key}: positions {work.first}..{end - 1} of {known}"
+        assert work.emits == (end == known), f"{work.key}: emits={work.emits} at {end} of {known}"
+        self.computed += work.count
+        seen: list[array[int]] = []
+        for group, g in enumerate(self.memory.spec.groups):
+            low = seen_from(g.window, work.first)
+            tags = self.memory.read(group, tables[group], low, work.first - low)
+            extend(tags, work.first, sequence.token_ids[work.first : end], g.window, sequence.salts[group])
+            step.stored.append((group, list(tables[group]), work.first, tags[len(tags) - work.count :]))
+            seen.append(tags[seen_from(g.window, end - 1) - low :])
+        hashes = self._hashes(sequence, end)
+        finish: FinishReason | None = None
+        if work.emits:
+            index = known - sequence.prompt
+            token = draw(seen, sequence.sampling, work.key.choice, index)
+            finish = finish_of(token, sequence.sampling, index)
+            sequence.token_ids.append(token)
+            sequence.finished = finish is not None
+            step.emissions.append(Emission(work.key, index, (token,)))
+        step.outputs.append(Output(work.key, int(work.emits), hashes, finish))
+
+    def _hashes(self, sequence: Opened, end: int) -> tuple[BlockHash, ...]:
+        """Of the blocks full at `end` that the core cannot name yet."""
+        size = self.memory.spec.block_size
+        blocks = end // size
+        while len(sequence.hashes) < blocks:
+            at = len(sequence.hashes)
+            parent = sequence.hashes[-1] if at else sequence.root
+            sequence.hashes.append(block_hash(parent, sequence.token_ids[at * size : (at + 1) * size]))
+        new = tuple(sequence.hashes[sequence.hashed : blocks])
+        sequence.hashed = max(sequence.hashed, blocks)
+        return new
+
+    def _scribble(self, step: Step, tables: list[list[int]], work: Work) -> None:
+        garbage = array("Q", [(step.plan.step * 0x9E3779B97F4A7C15) & MASK] * work.count)
+        for group, table in enumerate(tables):
+            step.stored.append((group, list(table), work.first, garbage))
+
+
+def _place(tables: list[list[int]], runs: tuple[TableRun, ...]) -> None:
+    for run in runs:
+        table = tables[run.group]
+        if len(table) < run.at + run.count:
+            table += [-1] * (run.at + run.count - len(table))
+        table[run.at : run.at + run.count] = range(run.first, run.first + run.count)

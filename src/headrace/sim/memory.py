@@ -1,0 +1,135 @@
+"""What stands in a pool's blocks, in simulation: one 64-bit tag per token slot and group, in place of K and V.
+
+A position's tag depends on its token and on the tags that the model would attend to, *as they are read back*; so does the token drawn after
+it. A block that is wrong, stale, or freed while somebody still needs it therefore changes the text, and `expected_tokens` says that it did.
+"""
+
+from array import array
+from hashlib import blake2b
+from struct import pack
+
+from headrace.types.ids import BlockHash
+from headrace.types.kv import KVSpec
+from headrace.types.payload import SamplingParams, SequencePayload
+from headrace.types.request import FinishReason
+
+TAG = 8
+"""Bytes of a tag."""
+EOS = 0
+VOCABULARY = 50_000
+MASK = 2**64 - 1
+
+
+class Memory:
+    """The tags of one pool. It outlives the instances that map it."""
+
+    def __init__(self, spec: KVSpec, blocks: tuple[int, ...]) -> None:
+        self.spec = spec
+        self.stride = spec.block_size * TAG
+        self.groups = [bytearray(b"\xdd" * (count * self.stride)) for count in blocks]
+
+    def copy_from(self, source: "Memory", group: int, source_first: int, target_first: int, count: int) -> None:
+        """Whole blocks, unfilled slots too."""
+        stride = self.stride
+        data = source.groups[group][source_first * stride : (source_first + count) * stride]
+        self.groups[group][target_first * stride : (target_first + count) * stride] = data
+
+    def read(self, group: int, table: list[int], first: int, count: int) -> "array[int]":
+        """Tags of positions `first .. first+count-1` of a sequence with this block table."""
+        tags = array("Q")
+        if count <= 0:
+            return tags
+        memory, stride, size = self.groups[group], self.stride, self.spec.block_size
+        low, high = first // size, (first + count - 1) // size
+        raw = bytearray()
+        for block in table[low : high + 1]:
+            assert block >= 0, "a step reads a block that its sequence does not have"
+            raw += memory[block * stride : (block + 1) * stride]
+        skip = (first - low * size) * TAG
+        assert len(raw) >= skip + count * TAG, "a step reads past the end of its sequence's table"
+        tags.frombytes(raw[skip : skip + count * TAG])
+        return tags
+
+    def write(self, group: int, table: list[int], first: int, tags: "array[int]") -> None:
+        memory, stride, size = self.groups[group], self.stride, self.spec.block_size
+        raw = tags.tobytes()
+        done = 0
+        while done < len(tags):
+            at, inside = divmod(first + done, size)
+            count = min(size - inside, len(tags) - done)
+            assert table[at] >= 0, "a step writes a block that its sequence does not have"
+            offset = table[at] * stride + inside * TAG
+            memory[offset : offset + count * TAG] = raw[done * TAG : (done + count) * TAG]
+            done += count
+
+
+def salts(root: BlockHash, groups: int) -> list[int]:
+    """Where a group's chain of tags starts."""
+    return [(int.from_bytes(root[:8], "little") + 0x9E3779B97F4A7C15 * (g + 1)) & MASK for g in range(groups)]
+
+
+def seen_from(window: int, position: int) -> int:
+    """First position that the token at `position` attends to. `window` 0: all."""
+    return max(0, position - window + 1) if window else 0
+
+
+def extend(tags: "array[int]", first: int, token_ids: list[int], window: int, salt: int) -> None:
+    """Compute the tags of `token_ids`, which stand at positions `first ..`, behind those that the first of them attends to.
+
+    A tag mixes its token with the sum of the tags it attends to: in the order of no chunk, as attention is.
+    """
+    low = first - len(tags)
+    total = sum(tags) + salt
+    for position, token in enumerate(token_ids, first):
+        mixed = ((total & MASK) ^ (token + position * 0xD1342543DE82EF95)) * 0xDA942042E4DD58B5 & MASK
+        tag = mixed ^ (mixed >> 29)
+        tags.append(tag)
+        total += tag
+        leaves = position + 1 - window
+        if window and leaves >= 0:
+            total -= tags[leaves - low]
+
+
+def draw(seen: list["array[int]"], sampling: SamplingParams, choice: int, index: int) -> int:
+    """The token after the tags in `seen`, one array per group; it is the choice's new token number `index`."""
+    digest = blake2b(pack("<qii", sampling.seed, choice, index), digest_size=16)
+    for tags in seen:
+        digest.update(tags.tobytes())
+    raw = digest.digest()
+    ends_here = int.from_bytes(raw[8:12], "little") % 24 == 0
+    if ends_here and (index >= sampling.min_tokens or sampling.ignore_eos):
+        return EOS
+    return 1 + int.from_bytes(raw[:8], "little") % (VOCABULARY - 1)
+
+
+def finish_of(token: int, sampling: SamplingParams, index: int) -> FinishReason | None:
+    """Why the choice ends with its new token number `index`, as far as an executor sees it (its core counts)."""
+    if index + 1 <= sampling.min_tokens:
+        return None
+    stops = token in sampling.stop_token_ids or (token == EOS and not sampling.ignore_eos)
+    return FinishReason.STOP if stops else None
+
+
+def expected_tokens(
+    payload: SequencePayload, count: int, spec: KVSpec, choice: int = 0
+) -> tuple[list[int], FinishReason | None]:
+    """What a lone sequence says, at most `count` new tokens: no blocks, no plans, no system."""
+    salt = salts(payload.root, len(spec.groups))
+    tags = [array("Q") for _ in spec.groups]
+    token_ids = payload.token_ids[: payload.prompt]
+    at, said = 0, list[int]()
+    while len(said) < count:
+        for group, g in enumerate(spec.groups):
+            low = seen_from(g.window, at)
+            tail = tags[group][low:]
+            extend(tail, at, token_ids[at:], g.window, salt[group])
+            tags[group] = tags[group][:low] + tail
+        at = len(token_ids)
+        seen = [tags[i][seen_from(g.window, at - 1) :] for i, g in enumerate(spec.groups)]
+        token = draw(seen, payload.sampling, choice, len(said))
+        finish = finish_of(token, payload.sampling, len(said))
+        said.append(token)
+        token_ids.append(token)
+        if finish is not None:
+            return said, finish
+    return said, None

@@ -1,0 +1,126 @@
+"""Nodes as the simulation runs them: a core, its place in the order of settling, and (instances) an executor that takes virtual time."""
+
+from collections import deque
+from collections.abc import Callable
+
+from headrace.nodes.journal import Journaled, Record
+from headrace.ports import Core
+from headrace.sim.executors import ContentExecutor, Step
+from headrace.sim.loop import Loop
+from headrace.sim.memory import Memory
+from headrace.types.events import Command, Event, StepDone
+from headrace.types.ids import Address, SequenceKey, StepId
+from headrace.types.messages import InstanceInfo
+from headrace.types.plan import StepPlan
+
+Watch = Callable[["Node", int, Event | None, list[Command] | None], None]
+"""Told of every event, and of every settle's commands."""
+
+
+class Node:
+    """One incarnation of a router, a pool or an instance."""
+
+    def __init__(self, index: int, address: Address, core: Core, loop: Loop) -> None:
+        self.index = index
+        self.address = address
+        self.state = core
+        """For checkers, which may look inside."""
+        self.journal: list[Record] = []
+        self.core = Journaled(core, self.journal.append)
+        self.loop = loop
+        self.alive = True
+        self.died_ns = 0
+        self.found_ns = 0
+        """When the others begin to hear of its death."""
+        self.carry: Callable[[Node, list[Command]], None]
+        """Set by the shell: carry out what the core asks for."""
+        self.watch: Watch | None = None
+
+    def receive(self, event: Event, now_ns: int) -> None:
+        if self.alive:
+            if self.watch is not None:
+                self.watch(self, now_ns, event, None)
+            self.core.handle(event, now_ns)
+            self.loop.touch(self)
+
+    def settle(self, now_ns: int) -> None:
+        commands = self.core.settle(now_ns)
+        if self.watch is not None:
+            self.watch(self, now_ns, None, commands)
+        if commands:
+            self.carry(self, commands)
+
+    def die(self, now_ns: int, found_ns: int) -> None:
+        self.alive = False
+        self.died_ns, self.found_ns = now_ns, found_ns
+        self.loop.forget(self)
+
+
+class Worker(Node):
+    """An instance: its plans run one at a time, in the order given."""
+
+    def __init__(
+        self,
+        index: int,
+        address: Address,
+        core: Core,
+        loop: Loop,
+        info: InstanceInfo,
+        memory: Memory,
+        duration_ns: Callable[[int, StepPlan], int],
+        depth: int,
+    ) -> None:
+        super().__init__(index, address, core, loop)
+        self.info = info
+        self.memory = memory
+        self.executor = ContentExecutor(memory)
+        self.lost_peers: dict[Address, None] = {}
+        """Dead peers that it has heard of."""
+        self._duration_ns = duration_ns
+        self._depth = depth
+        self._queue: deque[StepPlan] = deque()
+        self._step: Step | None = None
+        self._closing: deque[tuple[StepId, SequenceKey]] = deque()
+
+    @property
+    def given(self) -> int:
+        """Plans given and not answered."""
+        return len(self._queue) + (self._step is not None)
+
+    def execute(self, plan: StepPlan, now_ns: int) -> None:
+        self._queue.append(plan)
+        assert self.given <= self._depth, f"{self.address}: {self.given} plans in flight"
+        if self._step is None:
+            self._begin(now_ns)
+
+    def close(self, key: SequenceKey) -> None:
+        """Once the plans given so far have run."""
+        if self._queue:
+            self._closing.append((self._queue[-1].step, key))
+        elif self._step is not None:
+            self._closing.append((self._step.plan.step, key))
+        else:
+            self.executor.close(key)
+
+    def die(self, now_ns: int, found_ns: int) -> None:
+        super().die(now_ns, found_ns)
+        if self._step is not None:
+            self.executor.abort(self._step, share=(now_ns % 5) / 4)
+
+    def _begin(self, now_ns: int) -> None:
+        plan = self._queue.popleft()
+        self._step = self.executor.begin(plan)
+        self.loop.at(now_ns + self._duration_ns(self.index, plan), self._end, now_ns)
+
+    def _end(self, started_ns: int) -> None:
+        if not self.alive:
+            return
+        now_ns = self.loop.now_ns
+        assert self._step is not None
+        result, _ = self.executor.end(self._step, started_ns, now_ns)
+        self._step = None
+        while self._closing and self._closing[0][0] <= result.step:
+            self.executor.close(self._closing.popleft()[1])
+        if self._queue:
+            self._begin(now_ns)
+        self.receive(StepDone(result), now_ns)

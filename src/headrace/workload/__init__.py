@@ -1,0 +1,1 @@
+"""L4, load: the client behind `headrace bench` and its reports."""

@@ -1,0 +1,178 @@
+"""The load client behind `headrace bench`: sends a load to any OpenAI-compatible endpoint and times what comes back.
+
+Times are taken when bytes arrive. `ttft`: sent to first token. `itl`: the gaps between events that carry text. `e2e`: sent to the end
+of the stream. `tpot`: (sent to last token - ttft) / (tokens - 1), where tokens are what the server's usage says.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from headrace.types.errors import ConfigError
+from headrace.workload.load import LoadConfig, LoadRequest, Prompt, plan_load
+from headrace.workload.report import LoadReport, Outcome, summarize
+
+VOCABULARY = 256
+"""Every byte-level vocabulary has so many tokens."""
+Progress = Callable[[int, int], None]
+"""Told how many requests are done, of how many."""
+
+
+class StreamError(Exception):
+    """The server reported an error inside a stream that had begun with status 200."""
+
+
+class Target:
+    """One endpoint and how to ask it."""
+
+    def __init__(self, config: LoadConfig, session: aiohttp.ClientSession, model: str) -> None:
+        self._config = config
+        self._session = session
+        self._model = model
+        path = "chat/completions" if config.endpoint == "chat" else "completions"
+        self._url = f"{root_of(config.url)}/{path}"
+        self._decoder = msgspec.json.Decoder()
+
+    async def send(self, request: LoadRequest) -> Outcome:
+        """Ask once. Never raises for what a server or network may do: the outcome names the kind of error."""
+        outcome = Outcome(begun_s=time.perf_counter())
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                await self._stream(self._body(request.prompt, request.output_tokens), outcome)
+        except TimeoutError:
+            outcome.error = "timeout"
+        except StreamError as error:
+            outcome.error = f"stream error: {error}"
+        except aiohttp.ClientError as error:
+            outcome.error = f"connection: {type(error).__name__}"
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            outcome.error = f"unexpected answer: {type(error).__name__}"
+        outcome.ended_s = time.perf_counter()
+        return outcome
+
+    def _body(self, prompt: Prompt, output_tokens: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": output_tokens,
+            "temperature": self._config.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self._config.ignore_eos:
+            body["ignore_eos"] = True
+        if self._config.endpoint == "chat":
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt
+        return body
+
+    async def _stream(self, body: dict[str, Any], outcome: Outcome) -> None:
+        async with self._session.post(self._url, data=msgspec.json.encode(body)) as response:
+            if response.status != 200:
+                await response.read()
+                outcome.error = f"http {response.status}"
+                return
+            complete = False
+            async for event in events(response.content):
+                if event == b"[DONE]":
+                    complete = True
+                else:
+                    self._event(self._decoder.decode(event), outcome)
+        if not complete:
+            outcome.error = "incomplete stream"
+        elif outcome.output_tokens == 0 and outcome.events:
+            outcome.output_tokens = outcome.events  # a server without usage: one token an event
+
+    def _event(self, event: dict[str, Any], outcome: Outcome) -> None:
+        if event.get("error"):
+            raise StreamError(str(event["error"].get("code") or event["error"].get("type")))
+        if any(carries_text(choice) for choice in event.get("choices") or ()):
+            outcome.token(time.perf_counter())
+        usage = event.get("usage")
+        if usage:
+            outcome.input_tokens = usage["prompt_tokens"]
+            outcome.output_tokens = usage["completion_tokens"]
+            outcome.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+
+
+def carries_text(choice: dict[str, Any]) -> bool:
+    """This part of an event says that a token came; a chat's opening role does not."""
+    text = choice.get("text") or (choice.get("delta") or {}).get("content")
+    return bool(text or choice.get("finish_reason"))
+
+
+async def events(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The data of server-sent events."""
+    pending = b""
+    async for part in content.iter_any():
+        pending += part.replace(b"\r\n", b"\n")
+        *whole, pending = pending.split(b"\n\n")
+        for event in whole:
+            for line in event.split(b"\n"):
+                if line.startswith(b"data:"):
+                    yield line[5:].strip()
+
+
+def root_of(url: str) -> str:
+    """The URL up to `/v1`, which users give with or without it."""
+    plain = url.rstrip("/")
+    return plain if plain.endswith("/v1") else f"{plain}/v1"
+
+
+async def ask_model(config: LoadConfig, session: aiohttp.ClientSession) -> tuple[str, int]:
+    """Model name and vocabulary. Raises ConfigError if the server does not answer and the name is needed."""
+    try:
+        async with session.get(f"{root_of(config.url)}/models") as response:
+            listed = (await response.json())["data"] if response.status == 200 else []
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{config.url} does not answer as an OpenAI API: {error or type(error).__name__}"
+        ) from error
+    names = {card["id"]: card for card in listed if isinstance(card, dict) and "id" in card}
+    model = config.model or next(iter(names), None)
+    if model is None:
+        raise ConfigError(f"{config.url} lists no model (an API key may be missing): name one with --model")
+    return model, config.vocabulary or names.get(model, {}).get("vocabulary") or VOCABULARY
+
+
+async def run_load(config: LoadConfig, progress: Progress = lambda done, total: None) -> LoadReport:
+    """Send the load, wait for every answer, and report. Raises ConfigError; errors of requests are counted, not raised."""
+    headers = {"content-type": "application/json"}
+    if config.api_key is not None:
+        headers["authorization"] = f"Bearer {config.api_key}"
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    timeout = aiohttp.ClientTimeout(total=None, connect=30)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+        model, vocabulary = await ask_model(config, session)
+        plan = plan_load(config, vocabulary)
+        target = Target(config, session, model)
+        for request in plan[: config.warmups]:
+            await target.send(request)
+        outcomes, duration_s = await run_plan(plan, target, config.concurrency, progress)
+    return summarize(config, model, outcomes, duration_s)
+
+
+async def run_plan(
+    plan: list[LoadRequest], target: Target, concurrency: int | None, progress: Progress
+) -> tuple[list[Outcome], float]:
+    """All outcomes in the plan's order, and how long it took."""
+    turns = asyncio.Semaphore(concurrency or len(plan))
+    begun_s = time.perf_counter()
+    done = 0
+
+    async def one(request: LoadRequest) -> Outcome:
+        nonlocal done
+        await asyncio.sleep(max(0.0, begun_s + request.at_s - time.perf_counter()))
+        async with turns:
+            outcome = await target.send(request)
+        done += 1
+        progress(done, len(plan))
+        return outcome
+
+    progress(0, len(plan))
+    outcomes = await asyncio.gather(*(one(request) for request in plan))
+    return list(outcomes), time.perf_counter() - begun_s

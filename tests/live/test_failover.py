@@ -1,0 +1,121 @@
+"""Workers that die or hang under load: every stream goes on as if nothing had happened."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from headrace.live.service import Service
+from headrace.live.settings import WorkerSettings
+from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.types.errors import RequestFailed
+from headrace.types.payload import Submission
+from tests.live.fake import FAULT
+from tests.live.serving import SPLIT, collect, prompt_of, run, serving, submission, take, until, wanted_of
+
+FLEET = (*SPLIT, WorkerSettings(name="mixed-0"))
+MS = 1_000_000
+MIXED = (WorkerSettings(name="w0"),)
+SMALL = InstanceConfig(tokens_max=128)
+"""Prefilling takes many steps."""
+
+
+def pid_of(service: Service, name: str) -> int:
+    member = service.members.by_name[name]
+    return service.launcher.pid(member.address)
+
+
+def many(service: Service, count: int, tokens: int) -> list[Submission]:
+    return [submission(service, prompt_of(i, 40 + i), tokens, seed=i) for i in range(count)]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("victim", [w.name for w in FLEET])
+def test_a_killed_worker_costs_no_token(victim: str, shared: bool) -> None:
+    async def scenario() -> None:
+        async with serving(
+            workers=FLEET, shared=shared, options={"step_s": 0.004}, instance=SMALL
+        ) as service:
+            wanted = many(service, 32, 60)
+            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
+            await until(lambda: service.status().counters.get("tokens_generated", 0) > 5)
+            os.kill(pid_of(service, victim), signal.SIGKILL)
+            texts = await asyncio.gather(*streams)
+            assert texts == [wanted_of(w) for w in wanted]
+            assert service.status().counters["failovers"] > 0
+            await until(lambda: all(i.state == "ready" for i in service.status().instances))
+            assert await collect(service, (again := submission(service, prompt_of(77, 50), 20))) == wanted_of(
+                again
+            )
+
+    run(scenario())
+
+
+def test_a_client_sees_its_stream_go_on_within_a_second() -> None:
+    async def scenario() -> None:
+        async with serving(workers=SPLIT, options={"step_s": 0.004}) as service:
+            wanted = submission(service, prompt_of(1, 60), 100)
+            texts: dict[int, list[int]] = {0: []}
+            gap_s, killed, last = 0.0, False, time.monotonic()
+            async for chunk in service.submit(wanted):
+                take(texts, chunk)
+                gap_s, last = max(gap_s, time.monotonic() - last) if killed else 0.0, time.monotonic()
+                if not killed and len(texts[0]) == 30:
+                    os.kill(pid_of(service, "decode-0"), signal.SIGKILL)
+                    killed = True
+            assert texts == wanted_of(wanted)
+            assert gap_s < 1.0
+
+    run(scenario())
+
+
+def test_a_worker_that_hangs_is_killed_and_its_streams_go_on() -> None:
+    async def scenario() -> None:
+        async with serving(heartbeat_ns=50 * MS, silence_ns=300 * MS, options={"step_s": 0.004}) as service:
+            wanted = many(service, 4, 60)
+            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
+            await until(lambda: service.status().counters.get("tokens_generated", 0) > 40)
+            os.kill(pid_of(service, "decode-0"), signal.SIGSTOP)
+            assert await asyncio.gather(*streams) == [wanted_of(w) for w in wanted]
+            assert service.members.restarts == 1
+
+    run(scenario())
+
+
+def test_a_step_that_never_ends_is_ended() -> None:
+    async def scenario() -> None:
+        limits = {"heartbeat_ns": 50 * MS, "step_ns": 300 * MS}
+        async with serving(workers=MIXED, options={"fault": "hang"}, **limits) as service:
+            stream = asyncio.create_task(collect(service, submission(service, [FAULT], 5)))
+            await until(lambda: service.members.restarts > 0)
+            stream.cancel()
+
+    run(scenario())
+
+
+def test_a_failing_sequence_fails_alone() -> None:
+    async def scenario() -> None:
+        async with serving(options={"fault": "sequence"}) as service:
+            good = submission(service, prompt_of(1, 30), 20)
+            text = asyncio.create_task(collect(service, good))
+            with pytest.raises(RequestFailed, match="this sequence has a fault"):
+                await collect(service, submission(service, [FAULT], 5))
+            assert await text == wanted_of(good)
+            assert service.members.restarts == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("fault", ["error", "exit"])
+def test_a_request_that_ends_its_workers_is_given_up(fault: str) -> None:
+    async def scenario() -> None:
+        router = RouterConfig(deaths_max=2)
+        async with serving(workers=MIXED, options={"fault": fault}, router=router) as service:
+            with pytest.raises(RequestFailed, match="2 workers ended while they ran this request"):
+                await collect(service, submission(service, [FAULT], 5))
+            good = submission(service, prompt_of(1, 30), 20)
+            assert await collect(service, good) == wanted_of(good)
+
+    run(scenario())
