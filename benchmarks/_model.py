@@ -12,8 +12,14 @@ VOCABULARY = 32_000
 def qwen3_shape() -> Path:
     """Its folder; made on the first call (0.9 GiB, about ten seconds)."""
     if not (FOLDER / "model.safetensors").exists():
-        subprocess.run([sys.executable, HERE.parent / "tools" / "make_model.py", FOLDER], check=True)
+        make(FOLDER)
     return FOLDER
+
+
+def make(folder: Path, **sizes: int) -> None:
+    """Run `tools/make_model.py`."""
+    flags = [text for name, size in sizes.items() for text in (f"--{name.replace('_', '-')}", str(size))]
+    subprocess.run([sys.executable, HERE.parent / "tools" / "make_model.py", folder, *flags], check=True)
 
 
 def prompt(number: int, length: int) -> list[int]:

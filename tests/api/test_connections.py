@@ -193,6 +193,20 @@ class TestFailing:
         assert "before the answer was complete" in response.text
 
 
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_a_service_that_forgets_a_request(tokenizer: Tokenizer, tokens: int) -> None:
+    """No request hangs: some time after its deadline the API ends it itself."""
+    gateway = FakeGateway(tokenizer)
+    gateway.text("fox jumps over")
+    gateway.pace = Pace(tokens)
+    with serving(gateway, tokenizer, ApiSettings(deadline_grace_s=0.1)) as running:
+        response = httpx.post(f"{running.address}/v1/completions", json=ENDLESS | {"timeout": 0.05})
+        assert response.status_code == (200 if tokens else 504)
+        last = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
+        assert json.loads(last)["error"]["code"] == "deadline_exceeded"
+        assert gateway.cancelled.wait(WAIT_S)
+
+
 def test_too_many_requests(tokenizer: Tokenizer) -> None:
     gateway = FakeGateway(tokenizer)
     gateway.pace = Pace(0)

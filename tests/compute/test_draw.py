@@ -85,7 +85,7 @@ def test_large_vocabularies(vocab, spread):
             for min_p in (Fraction(0), Fraction(1, 32)):
                 words = kept_words(weights, top_k, top_p, min_p)
                 owners = np.repeat(words, [weights[word] for word in words])
-                for u in random.random(5).tolist() + [0.0, 1 - 2.0**-53]:
+                for u in [*random.random(5).tolist(), 0.0, 1 - 2.0**-53]:
                     found = draw(row, u, top_k=top_k, top_p=float(top_p), min_p=float(min_p))
                     assert found == owners[int(u * len(owners))]
 

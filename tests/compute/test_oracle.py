@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.compute.harness import Driver, all_logits, key, load, make_model, open_driver, reference
 
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
@@ -85,8 +86,8 @@ def prompts(seed: int) -> list[list[int]]:
 def test_logits(case):
     model, driver, at_once = case
     sequences = prompts(1)
-    found = all_logits(driver.runner.model, driver.spec, sequences, seed=2)
-    for ids, found in zip(sequences, found, strict=True):
+    ours = all_logits(driver.runner.model, driver.spec, sequences, seed=2)
+    for ids, found in zip(sequences, ours, strict=True):
         torch.testing.assert_close(found, reference(model, ids, at_once), rtol=0, atol=TOLERANCE)
 
 

@@ -171,7 +171,7 @@ def test_a_sequence_that_cannot_go_on_fails_alone(loaded):
         driver.add(name, ids, params)
     poisoned = driver.add(key(5), PROMPT, SEEDED)
     good = driver.add(key(6), PROMPT, SEEDED)
-    driver.step({name: 2 for name in [*bad, key(5), key(6)]})
+    driver.step(dict.fromkeys([*bad, key(5), key(6)], 2))
     driver.runner.pool[0][poisoned.blocks[0][0]] = float("nan")
     driver.run([key(5), key(6)], 5)
     for name, (_, _, reason) in bad.items():

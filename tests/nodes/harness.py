@@ -117,7 +117,14 @@ class InstanceBench(Bench):
         self.hear(ROUTER, message)
         return self.hear(self.pool, Matched(message.key, tokens, table))
 
-    def step(self, *, finish: dict[int, FinishReason] | None = None, error: dict[int, str] | None = None) -> list[Command]:
+    def begin_all(self, *messages: Start) -> list[Command]:
+        """Several at once, none of which finds a prefix."""
+        self.hear(ROUTER, *messages)
+        return self.hear(self.pool, *(Matched(message.key, 0, ()) for message in messages))
+
+    def step(
+        self, *, finish: dict[int, FinishReason] | None = None, error: dict[int, str] | None = None
+    ) -> list[Command]:
         """The oldest plan in flight has run: what draws draws one token."""
         plan = self.core.scheduler.inflight[0]
         outputs = [

@@ -70,9 +70,7 @@ def test_a_history_counts_from_where_it_ended():
 
 def test_many_tokens_are_told_in_one_message():
     node = InstanceBench()
-    for n in (1, 2, 3):
-        node.begin(start(n, total=4))
-    node.step()
+    node.begin_all(*(start(n, total=4) for n in (1, 2, 3)))
     node.step()
     assert [run.key.request for run in node.one(Tokens).runs] == [1, 2, 3]
 
@@ -90,8 +88,7 @@ def test_an_end_that_the_executor_saw_first_is_discarded_in_the_next_plan():
 
 def test_an_error_ends_one_sequence_and_no_other():
     node = InstanceBench()
-    for n in (1, 2):
-        node.begin(start(n, total=4))
+    node.begin_all(start(1, total=4), start(2, total=4))
     node.step()
     node.step(error={1: "not a number"})
     assert node.one(Failed, ROUTER) == Failed(key(1), "not a number", retry=False)
@@ -246,21 +243,22 @@ def test_cancel_of_what_was_preempted():
 
 def test_another_holders_need_stops_the_last_and_it_starts_over():
     node = InstanceBench()
-    for n in (1, 2):
-        node.begin(start(n, total=8))
-    node.step()
+    node.begin_all(start(1, total=4), start(2, total=4))
     node.step()
     node.hear(POOL, Recall(on=True, force=True))
     node.step()
-    assert [w.key.request for w in node.plans[0].work] == [1] and node.plans[0].ends == (key(2),)
+    assert [w.key.request for w in node.plans[0].work] == [1]
     assert node.one(Release, POOL) == Release(key(2)) and not node.sent(Match), "not while others need it"
     assert not node.closed
     node.hear(POOL, Recall(on=False, force=False))
-    again = node.one(Match, POOL)
-    assert again.key == key(2) and again.limit == 9
-    node.hear(POOL, Matched(key(2), 8, (TableRun(0, 0, 50, 2),)))
-    node.core.memory.need = [0]
     node.step()
+    assert node.plans[0].ends == (key(2),)
+    again = node.one(Match, POOL)
+    assert (again.key, again.hashes, again.limit) == (key(2), hashes(2, 1), 5)
+    node.hear(POOL, Matched(key(2), 4, (TableRun(0, 0, 50, 1),)))
+    node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 10, 8),), False, (0,)))
+    node.step()
+    assert [w.key.request for w in node.plans[0].work] == [1, 2]
     assert not node.sent(Begun), "it was told once"
 
 
@@ -316,9 +314,7 @@ def test_given_back_and_looked_up_again_in_one_instant():
 def test_prefixes_behind_a_short_head_are_unlocked_until_it_is_served():
     node = InstanceBench(spare=0)
     node.hear(ROUTER, start(1, total=8), start(2, total=8))
-    node.hear(
-        POOL, Matched(key(1), 0, ()), Matched(key(2), 4, (TableRun(0, 0, 50, 1),))
-    )
+    node.hear(POOL, Matched(key(1), 0, ()), Matched(key(2), 4, (TableRun(0, 0, 50, 1),)))
     assert node.one(Lease).need == (2,)
     node.hear(POOL, Leased((), True, (0,)))
     assert node.one(Release) == Release(key(2))
@@ -331,7 +327,7 @@ def test_prefixes_behind_a_short_head_are_unlocked_until_it_is_served():
 def test_what_waits_asks_for_memory_once():
     node = InstanceBench(spare=0)
     node.begin(start(total=10))
-    assert node.one(Lease, POOL) == Lease((3,), (3,))
+    assert node.one(Lease, POOL) == Lease((3,), (3,), since_ns=1)
     node.tell()
     assert not node.said
     node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 5, 3),), False, (9,)))

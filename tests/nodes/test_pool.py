@@ -22,8 +22,8 @@ from tests.nodes.harness import D, P, PoolBench, hashes, info, key
 E = Address("e")
 
 
-def lease(need: int, want: int | None = None) -> Lease:
-    return Lease((need,), (need if want is None else want,))
+def lease(need: int, want: int | None = None, since_ns: int = 0) -> Lease:
+    return Lease((need,), (need if want is None else want,), since_ns)
 
 
 def back(first: int, count: int) -> Return:
@@ -51,26 +51,37 @@ def test_who_is_short_is_told_and_gets_what_comes_free_first():
     assert pool.one(Leased, D) == Leased((BlockRun(PoolId(0), 0, 1, 1),), False, (2,))
 
 
-def test_the_queue_is_first_come_first_served():
+def test_the_oldest_request_is_served_first():
     pool = PoolBench(blocks=8, holders=(P, D, E))
     pool.hear(P, lease(8))
-    pool.hear(D, lease(6))
-    pool.hear(E, lease(1))
+    pool.hear(E, lease(1, since_ns=7))
     assert pool.one(Leased, E) == Leased((), True, (0,))
+    pool.hear(D, lease(6, since_ns=3))
     pool.hear(P, back(0, 4))
     assert pool.leased(D) == 4 and pool.leased(E) == 0
     pool.hear(P, back(4, 4))
     assert pool.leased(D) == 6 and pool.leased(E) == 1
 
 
-def test_asking_again_keeps_the_place():
+def test_asking_again_keeps_the_place_and_replaces_the_need():
     pool = PoolBench(blocks=8, holders=(P, D, E))
     pool.hear(P, lease(8))
-    pool.hear(D, lease(2))
-    pool.hear(E, lease(2))
-    pool.hear(D, lease(3))
+    pool.hear(D, lease(2, since_ns=1))
+    pool.hear(E, lease(2, since_ns=2))
+    pool.hear(D, lease(3, since_ns=1))
     pool.hear(P, back(0, 3))
     assert pool.leased(D) == 3 and pool.leased(E) == 0
+
+
+def test_an_older_request_takes_the_first_place_and_the_pressure_moves():
+    pool = PoolBench(blocks=8, holders=(P, D, E))
+    pool.hear(P, lease(8))
+    pool.hear(D, lease(2, since_ns=5))
+    pool.hear(E, lease(2, since_ns=1))
+    assert pool.sent(Recall, D) == [Recall(on=True, force=True)]
+    pool.hear(P, back(0, 2))
+    assert pool.leased(E) == 2 and pool.leased(D) == 0
+    assert pool.sent(Recall, D) == [Recall(on=False, force=False)]
 
 
 def test_a_need_taken_back_leaves_the_queue_and_ends_the_pressure():
@@ -105,8 +116,8 @@ def test_who_joins_while_somebody_is_short_is_under_pressure_too():
 def test_who_is_short_behind_the_first_is_forced_until_the_first_is_served():
     pool = PoolBench(blocks=8)
     pool.hear(P, lease(5))
-    pool.hear(D, lease(5))
-    pool.hear(P, lease(1))
+    pool.hear(D, lease(5, since_ns=1))
+    pool.hear(P, lease(1, since_ns=2))
     assert pool.one(Recall, P) == Recall(on=True, force=True) and not pool.sent(Recall, D)
     pool.tell()
     assert not pool.sent(Recall), "it was asked and has not answered"

@@ -158,7 +158,9 @@ def test_writes_are_seen_when_the_step_ends():
     driver = Driver(spec)
     driver.executor.open(KEY, payload())
     before = bytes(driver.memory.groups[0])
-    plan = StepPlan(StepId(1), StepId(0), (), (SequenceStart(KEY, 23, 0, 0, table(spec)),), (), (Work(KEY, 0, 23, True),))
+    plan = StepPlan(
+        StepId(1), StepId(0), (), (SequenceStart(KEY, 23, 0, 0, table(spec)),), (), (Work(KEY, 0, 23, True),)
+    )
     step = driver.executor.begin(plan)
     assert bytes(driver.memory.groups[0]) == before
     driver.executor.end(step, 1, 2)

@@ -186,7 +186,7 @@ class GenerationEndpoint:
             meter = Meter(api.metrics, lengths, job.n, tokens_max, arrival_s)
             generation = Generation(api.gateway, api.tokenizer, job, meter)
             form = self._form(job, api.tokenizer)
-            responder = Responder(job, form, generation, meter, api.metrics, api.settings.write_timeout_s)
+            responder = Responder(job, form, generation, meter, api.metrics, api.settings)
             await responder.run(scope, receive, send)
 
 

@@ -12,13 +12,12 @@ from headrace.api.errors import ApiError, from_service
 from headrace.api.generation import Generation, Piece
 from headrace.api.jobs import Job
 from headrace.api.metrics import Meter, Metrics
+from headrace.api.settings import ApiSettings
 from headrace.api.timings import timings_of
 from headrace.types.errors import HeadraceError, RequestFailed
 
 ABORT = "headrace.abort"
 """ASGI extension: a callable that drops the connection at once, unsent bytes included (see `server`)."""
-DEADLINE_GRACE_S = 5.0
-"""The service ends a request at its deadline; one that it has not ended so much later is ended here."""
 DONE = b"data: [DONE]\n\n"
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -78,47 +77,49 @@ class Responder:
         generation: Generation,
         meter: Meter,
         metrics: Metrics,
-        write_timeout_s: float,
+        settings: ApiSettings,
     ) -> None:
         self._job = job
         self._form = form
         self._generation = generation
         self._meter = meter
         self._metrics = metrics
-        self._write_timeout_s = write_timeout_s
+        self._settings = settings
         self._started = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Generate and send. The client's leaving cancels; an error before the first byte is raised as ApiError."""
         work = asyncio.create_task(self._stream(send) if self._job.stream else self._whole(send))
         gone = asyncio.create_task(client_gone(receive))
-        limit_s = self._generation.seconds_left() + DEADLINE_GRACE_S
+        limit_s = self._generation.seconds_left() + self._settings.deadline_grace_s
         try:
             await asyncio.wait((work, gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            late = not work.done() and not gone.done()
-            if gone.done() and not work.done():
+            late = not gone.done()
+            if not late and not work.done():
                 self._metrics.disconnects.inc()
         finally:
             await finish(work, gone)
             self._meter.ended("abort")  # of what is not counted yet
-        if late:
-            await self._end_late(send)
-        if work.cancelled():
-            return
-        error = work.exception()
+        error = None if work.cancelled() else work.exception()
+        if late and work.cancelled():
+            error = await self._end_late(send)
         if isinstance(error, ClientStalled):
             self._metrics.stalls.inc()
             scope.get("extensions", {}).get(ABORT, lambda: None)()
         elif error is not None:
             raise error
 
-    async def _end_late(self, send: Send) -> None:
+    async def _end_late(self, send: Send) -> Exception | None:
         """The service should have ended the request at its deadline. A request never hangs, whatever others do."""
-        error = from_service(RequestFailed("the service did not end it"), late=True)
         log.error("request %s was not ended at its deadline", self._job.id)
+        error = from_service(RequestFailed("the service did not end it"), late=True)
         if not self._started:
-            raise error
-        await self._send(send, b"data: %b\n\n" % error.body(), last=True)
+            return error
+        try:
+            await self._send(send, b"data: %b\n\n" % error.body(), last=True)
+        except ClientStalled as stall:
+            return stall
+        return None
 
     async def _whole(self, send: Send) -> None:
         pieces: list[list[Piece]] = [[] for _ in self._generation.choices]
@@ -165,7 +166,7 @@ class Responder:
     async def _send(self, send: Send, content: bytes, last: bool = False) -> None:
         """Waits while the client's buffers are full, which stops the reading of further chunks."""
         try:
-            async with asyncio.timeout(self._write_timeout_s):
+            async with asyncio.timeout(self._settings.write_timeout_s):
                 await send({"type": "http.response.body", "body": content, "more_body": not last})
         except TimeoutError as error:
             raise ClientStalled from error

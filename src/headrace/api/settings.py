@@ -22,6 +22,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A client that takes nothing for so long is cut, and its request cancelled."""
     request_timeout_s: float = 3600.0
     """Deadline of a request that names none, and the longest it may name."""
+    deadline_grace_s: float = 5.0
+    """The service ends a request at its deadline; one that it has not ended so much later is ended by the API."""
     requests_max: int = 4096
     """Generation requests at once; more are answered 503."""
     choices_max: int = 128

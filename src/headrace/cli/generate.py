@@ -103,7 +103,7 @@ class Completer:
         shown = {"prompt": body.get("prompt")}
         try:
             raw = json.dumps(body).encode()
-            job = await self._jobs.build(parse(CompletionBody, raw), str(number), len(raw), 0.0)
+            job = await self._jobs.build(parse(raw, CompletionBody), str(number), len(raw), 0.0)
             lengths = [len(prompt.token_ids) for prompt in job.prompts]
             tokens_max = max(s.request.tokens_max for s in job.submissions)
             meter = Meter(self._metrics, lengths, job.n, tokens_max, 0.0)

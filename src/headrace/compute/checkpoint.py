@@ -150,7 +150,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: no tensors")
         name = next(iter(self.tensors))
         stored = self.tensors[name].get_slice(name).get_dtype()
-        return SAFETENSORS_DTYPES.get(stored, stored)
+        return SAFETENSORS_DTYPES.get(stored, str(stored))
 
 
 class Weights:

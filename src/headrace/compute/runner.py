@@ -181,7 +181,7 @@ class Runner:
         """Logits of every run that emits, in order."""
         if not runs:
             return iter(())
-        spans = [(resident.row, work.first, work.count) for work, resident in runs]
+        spans = [(resident.row, work.first, work.count) for work, resident in runs if resident.row is not None]
         batch = self._rows.batch(spans, [work.emits for work, _ in runs], self.pool, self._threads)
         return iter(self.model.forward(batch).numpy())
 

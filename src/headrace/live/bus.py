@@ -91,7 +91,7 @@ class Socket:
 
 
 class Hub:
-    """The serve process's end. What is for no member is for the process's own nodes: `receive` gets it."""
+    """The serve process's end. `receive` gets what is for no member: for the process's own nodes, or for nobody."""
 
     def __init__(self, greet: Greet, receive: Receive) -> None:
         self.endpoint = f"ipc://@headrace-{os.getpid()}-{secrets.token_hex(8)}"

@@ -22,7 +22,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from time import monotonic_ns
@@ -343,7 +343,7 @@ class Service:
 
     # The gateway
 
-    async def submit(self, submission: Submission) -> AsyncIterator[Chunk]:
+    async def submit(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """See `ports.Gateway`."""
         if all(m.state is State.FAILED for m in self.members):
             raise RequestFailed("no worker is left; the log says why")

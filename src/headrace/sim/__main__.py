@@ -23,7 +23,9 @@ def main() -> int:
                 raise
         else:
             if arguments.count == 1:
-                _say(f"seed {seed}: {outcome.digest}, {outcome.events} events, {outcome.steps} steps, {outcome.counts}")
+                _say(
+                    f"seed {seed}: {outcome.digest}, {outcome.events} events, {outcome.steps} steps, {outcome.counts}"
+                )
     if arguments.count > 1:
         _say(f"{arguments.count - failed} of {arguments.count} seeds passed")
     return 1 if failed else 0

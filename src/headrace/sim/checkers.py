@@ -5,16 +5,12 @@ from array import array
 from headrace.kv.pool import BlockPool
 from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
-from headrace.sim.memory import salts, seen_from, extend
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import Node, Worker
 from headrace.sim.shell import Shell
 from headrace.types.events import Command, Event
 from headrace.types.hashing import block_hashes
 from headrace.types.ids import BlockHash
-
-OWNERS = ("nobody", "the free list", "a lease", "quarantine", "the index")
-FREE, LEASED, QUARANTINED, PUBLISHED = 1, 2, 3, 4
 
 
 class Violation(AssertionError):
@@ -31,40 +27,11 @@ class Checker:
         if commands is None:
             return
         if isinstance(node.state, PoolCore):
-            check_pool(node.state.blocks)
+            node.state.blocks.audit()
         elif isinstance(node, Worker):
             pool, _ = self._shell.pools[node.info.pool]
             assert isinstance(pool.state, PoolCore)
             check_lease(node, pool.state.blocks)
-
-
-def check_pool(pool: BlockPool) -> None:
-    """Every block has exactly one owner, and an index entry as many locks as handles say."""
-    for group, count in enumerate(pool.blocks):
-        owners = bytearray(count)
-        claims = [(run, FREE) for run in pool.free[group].runs()]
-        claims += [(run, LEASED) for lease in pool.leases.values() for run in lease[group].runs()]
-        claims += [(run, QUARANTINED) for dead in pool.quarantine.values() for run in dead[group].runs()]
-        locked = [entry for handle in pool.handles.values() for entry in handle[group].entries]
-        refs: dict[int, int] = {}
-        for entry in locked:
-            refs[entry.block] = refs.get(entry.block, 0) + 1
-        idle = 0
-        for entry in pool.trees[group]:
-            claims.append(((entry.block, 1), PUBLISHED))
-            idle += not entry.refs
-            if entry.refs != refs.get(entry.block, 0):
-                raise Violation(f"block {entry.block} has {entry.refs} locks, {refs.get(entry.block, 0)} accounted for")
-        claims += [((entry.block, 1), PUBLISHED) for entry in locked if not entry.indexed]
-        for (first, size), owner in claims:
-            if any(owners[first : first + size]):
-                had = OWNERS[max(owners[first : first + size])]
-                raise Violation(f"blocks {first}..{first + size - 1} of group {group}: {had} and {OWNERS[owner]}")
-            owners[first : first + size] = bytes([owner]) * size
-        if 0 in owners:
-            raise Violation(f"block {owners.index(0)} of group {group} is lost")
-        if idle != pool.trees[group].evictable:
-            raise Violation(f"{idle} entries are evictable, {pool.trees[group].evictable} are counted")
 
 
 def check_lease(worker: Worker, pool: BlockPool) -> None:
@@ -83,7 +50,9 @@ def check_lease(worker: Worker, pool: BlockPool) -> None:
             held += [(r.first, r.count) for r in instance.memory.private(sequence) if r.group == group]
         for first, size in held:
             if leased[first : first + size] != b"\1" * size:
-                raise Violation(f"{worker.address} uses blocks {first}..{first + size - 1} of group {group} unduly")
+                raise Violation(
+                    f"{worker.address} uses blocks {first}..{first + size - 1} of group {group} unduly"
+                )
             leased[first : first + size] = bytes(size)
 
 
@@ -92,10 +61,10 @@ def check_idle(shell: Shell) -> None:
     for client in shell.clients.all.values():
         if not client.ended:
             raise Violation(f"request {client.request.id} has no end")
-    for pool, memory in shell.pools.values():
+    for pool, _ in shell.pools.values():
         assert isinstance(pool.state, PoolCore)
         blocks = pool.state.blocks
-        check_pool(blocks)
+        blocks.audit()
         if blocks.handles or blocks.quarantine:
             raise Violation(f"{pool.address}: left over {list(blocks.handles)} {list(blocks.quarantine)}")
     for worker in shell.workers.values():
@@ -120,8 +89,13 @@ def check_content(shell: Shell) -> None:
         assert isinstance(pool.state, PoolCore)
         for group, tree in enumerate(pool.state.blocks.trees):
             for entry in tree:
-                if memory.read(group, [entry.block], 0, spec.block_size).tobytes() != named[entry.hash][group]:
-                    raise Violation(f"{pool.address}: block {entry.block} of group {group} is not what it is named")
+                if (
+                    memory.read(group, [entry.block], 0, spec.block_size).tobytes()
+                    != named[entry.hash][group]
+                ):
+                    raise Violation(
+                        f"{pool.address}: block {entry.block} of group {group} is not what it is named"
+                    )
 
 
 def _check_idle_worker(shell: Shell, worker: Worker) -> None:
@@ -130,7 +104,9 @@ def _check_idle_worker(shell: Shell, worker: Worker) -> None:
     if not instance.idle or worker.given:
         raise Violation(f"{worker.address} still holds {list(instance.sequences)}")
     if worker.executor.opened:
-        raise Violation(f"{worker.address}: the executor was never told to close {list(worker.executor.opened)}")
+        raise Violation(
+            f"{worker.address}: the executor was never told to close {list(worker.executor.opened)}"
+        )
     pool, _ = shell.pools[worker.info.pool]
     assert isinstance(pool.state, PoolCore)
     check_lease(worker, pool.state.blocks)

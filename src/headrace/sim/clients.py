@@ -46,6 +46,8 @@ class Clients:
         self.spec = spec
         self.all: dict[RequestId, Client] = {}
         self.unfinished = 0
+        self.doomed: dict[RequestId, int] = {}
+        """Requests that may fail without anybody's fault: because they are too long, or broken beyond so many tokens."""
         self._drawn: dict[SequenceKey, dict[int, int]] = {}
 
     def submit(self, request: Request, payload: SequencePayload) -> None:
@@ -81,7 +83,9 @@ class Clients:
         assert (key.request, key.choice) == (command.request, command.choice)
         assert not stream.ended, f"{key}: more tokens after the end"
         assert client.rejected is None, f"{key}: more tokens after a rejection"
-        assert command.first == len(stream.token_ids), f"{key}: token {command.first} after {len(stream.token_ids)}"
+        assert command.first == len(stream.token_ids), (
+            f"{key}: token {command.first} after {len(stream.token_ids)}"
+        )
         ids = [self._drawn[key][i] for i in range(command.first, command.first + command.count)]
         stream.token_ids += ids
         wanted = stream.expected[command.first : command.first + command.count]
@@ -89,12 +93,14 @@ class Clients:
         if command.finish is not None:
             assert command.finish is stream.expected_finish, f"{key} ends with {command.finish}"
             assert stream.token_ids == stream.expected, f"{key} ends too early"
-            assert command.timeline is not None
+            _check_timeline(command.timeline)
             stream.finish, stream.timeline = command.finish, command.timeline
             self.unfinished -= client.ended
 
-    def reject(self, command: Reject) -> None:
+    def reject(self, command: Reject, now_ns: int) -> None:
         client = self.all[command.request]
+        late = now_ns >= client.request.deadline_ns
+        assert late or command.request in self.doomed, f"{command} has no reason"
         assert not client.ended, f"request {command.request} is rejected after its end"
         client.rejected = command
         self.unfinished -= 1
@@ -109,3 +115,15 @@ class Clients:
                 stream.withdrawn = True
         self.unfinished -= client.ended
         return True
+
+
+def _check_timeline(timeline: Timeline | None) -> None:
+    assert timeline is not None and timeline.attempts >= 1
+    stages = (
+        timeline.arrival_ns,
+        timeline.placed_ns,
+        timeline.prefill_ns,
+        timeline.prefilled_ns,
+        timeline.finished_ns,
+    )
+    assert list(stages) == sorted(stages), f"stages out of order: {timeline}"

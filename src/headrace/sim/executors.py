@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from headrace.sim.memory import MASK, Memory, draw, extend, finish_of, salts, seen_from
 from headrace.types.hashing import block_hash
-from headrace.types.ids import BlockHash, SequenceKey, StepId
+from headrace.types.ids import BlockHash, RequestId, SequenceKey, StepId
 from headrace.types.kv import TableRun
 from headrace.types.payload import Emission, SamplingParams, SequencePayload
 from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
@@ -49,8 +49,10 @@ class Step:
 class ContentExecutor:
     """Implements `ports.Executor`; a shell with virtual time calls `begin` and `end` in place of `execute`."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, broken: dict[RequestId, int] | None = None) -> None:
         self.memory = memory
+        self.broken = broken or {}
+        """Requests that cannot be computed beyond so many tokens."""
         self.last = StepId(0)
         self.opened: dict[SequenceKey, Opened] = {}
         self.computed = 0
@@ -61,7 +63,11 @@ class ContentExecutor:
         assert key not in self.opened, f"{key} is opened twice"
         groups = len(self.memory.spec.groups)
         self.opened[key] = Opened(
-            payload.root, list(payload.token_ids), payload.prompt, payload.sampling, salts(payload.root, groups)
+            payload.root,
+            list(payload.token_ids),
+            payload.prompt,
+            payload.sampling,
+            salts(payload.root, groups),
         )
 
     def append(self, emission: Emission) -> None:
@@ -139,6 +145,9 @@ class ContentExecutor:
             return
         end = work.first + work.count
         known = len(sequence.token_ids)
+        if known - sequence.prompt >= self.broken.get(work.key.request, known):
+            step.outputs.append(Output(work.key, 0, error="the logits are not finite"))
+            return
         assert work.count > 0 and end <= known, f"{work.key}: positions {work.first}..{end - 1} of {known}"
         assert work.emits == (end == known), f"{work.key}: emits={work.emits} at {end} of {known}"
         self.computed += work.count

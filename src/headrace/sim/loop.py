@@ -23,7 +23,7 @@ class Loop:
         self.now_ns = 0
         self.events = 0
         """Carried out so far."""
-        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._serial = 0
         self._touched: dict[int, Settler] = {}
         self._wakes: dict[int, int] = {}
@@ -31,7 +31,7 @@ class Loop:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def at(self, at_ns: int, action: Callable[..., None], *arguments: Any) -> None:
+    def at(self, at_ns: int, action: Callable[..., object], *arguments: Any) -> None:
         """Call `action(*arguments)` at a time after this instant. Events of one time keep the order in which they were put in."""
         assert at_ns > self.now_ns, "nothing happens in the instant that asked for it"
         self._serial += 1

@@ -28,7 +28,9 @@ class Memory:
         self.stride = spec.block_size * TAG
         self.groups = [bytearray(b"\xdd" * (count * self.stride)) for count in blocks]
 
-    def copy_from(self, source: "Memory", group: int, source_first: int, target_first: int, count: int) -> None:
+    def copy_from(
+        self, source: "Memory", group: int, source_first: int, target_first: int, count: int
+    ) -> None:
         """Whole blocks, unfilled slots too."""
         stride = self.stride
         data = source.groups[group][source_first * stride : (source_first + count) * stride]

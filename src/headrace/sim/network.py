@@ -96,9 +96,7 @@ class Network:
 
     def _copy(self, source: Worker, target: Worker, write: Write, count: int) -> None:
         if self._reaches(source):
-            target.memory.copy_from(
-                source.memory, write.group, write.source_first, write.target_first, count
-            )
+            target.memory.copy_from(source.memory, write.group, write.source_first, write.target_first, count)
 
     def _landed(self, source: Worker, target: Worker, write: Write) -> None:
         if self._reaches(source):

@@ -9,7 +9,7 @@ from headrace.sim.executors import ContentExecutor, Step
 from headrace.sim.loop import Loop
 from headrace.sim.memory import Memory
 from headrace.types.events import Command, Event, StepDone
-from headrace.types.ids import Address, SequenceKey, StepId
+from headrace.types.ids import Address, RequestId, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo
 from headrace.types.plan import StepPlan
 
@@ -69,11 +69,12 @@ class Worker(Node):
         memory: Memory,
         duration_ns: Callable[[int, StepPlan], int],
         depth: int,
+        broken: dict[RequestId, int],
     ) -> None:
         super().__init__(index, address, core, loop)
         self.info = info
         self.memory = memory
-        self.executor = ContentExecutor(memory)
+        self.executor = ContentExecutor(memory, broken)
         self.lost_peers: dict[Address, None] = {}
         """Dead peers that it has heard of."""
         self._duration_ns = duration_ns

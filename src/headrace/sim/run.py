@@ -86,7 +86,9 @@ def build(world: World, cores: Cores, trace: Trace | None = None) -> Shell:
         checker(node, now_ns, event, commands)
 
     shell.watch = watch if trace is not None else checker
-    policies = EnginePolicies(*(policy(world, f"engine.{axis}") for axis in ("batching", "admission", "ordering", "preemption")))
+    policies = EnginePolicies(
+        *(policy(world, f"engine.{axis}") for axis in ("batching", "admission", "ordering", "preemption"))
+    )
     shell.add_router(cores.router(ROUTER, policy(world, "cluster.placement"), world.router))
     for number, blocks in enumerate(world.pools):
         pool = PoolId(number)
@@ -126,7 +128,9 @@ def _play(world: World, shell: Shell) -> None:
     while loop.instant():
         if loop.now_ns > world.heal_ns + HANG_NS:
             unfinished = [c.request.id for c in shell.clients.all.values() if not c.ended]
-            raise Violation(f"requests {unfinished} hang" if unfinished else "the system does not come to rest")
+            raise Violation(
+                f"requests {unfinished} hang" if unfinished else "the system does not come to rest"
+            )
         if loop.events > EVENTS_MAX:
             raise Violation(f"{EVENTS_MAX} events and no end")
 

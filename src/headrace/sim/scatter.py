@@ -13,7 +13,9 @@ class Scatter:
         if not view.addresses or self._draw("wait", request) < 0.02:
             return Wait("no instance, or no mood")
         late = self._draw("late", request) < 0.3
-        return Placement(self._any("prefill", request, view), None if late else self._any("decode", request, view))
+        return Placement(
+            self._any("prefill", request, view), None if late else self._any("decode", request, view)
+        )
 
     def bind(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | Wait:
         if not view.addresses or self._draw("bind later", request) < 0.02:

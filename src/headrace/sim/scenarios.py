@@ -154,7 +154,14 @@ def _draw_router(draws: Draws) -> RouterConfig:
 
 
 def _draw_policies(draws: Draws) -> dict[str, str]:
-    axes = ("engine.batching", "engine.admission", "engine.ordering", "engine.preemption", "cluster.placement", "kv.evict")
+    axes = (
+        "engine.batching",
+        "engine.admission",
+        "engine.ordering",
+        "engine.preemption",
+        "cluster.placement",
+        "kv.evict",
+    )
     policies = {axis: draws.pick(registry.names(axis)) for axis in axes}
     if draws.chance(0.4):
         policies["cluster.placement"] = SCATTER

@@ -70,9 +70,7 @@ class Place:
 
 
 class Shell:
-    def __init__(
-        self, spec: KVSpec, seed: int, config: ShellConfig, network: NetworkConfig
-    ) -> None:
+    def __init__(self, spec: KVSpec, seed: int, config: ShellConfig, network: NetworkConfig) -> None:
         self.config = config
         self.rng = KeyedRng(seed)
         self.loop = Loop()
@@ -114,7 +112,14 @@ class Shell:
         core = place.make(address, ROUTER, place.info)
         memory = self.pools[place.info.pool][1]
         worker = Worker(
-            len(self.nodes), address, core, self.loop, place.info, memory, self._duration_ns, self.config.depth
+            len(self.nodes),
+            address,
+            core,
+            self.loop,
+            place.info,
+            memory,
+            self._duration_ns,
+            self.config.depth,
         )
         others = [w for w in self.workers.values() if w.alive or w.found_ns > self.loop.now_ns]
         self._add(worker)
@@ -201,7 +206,9 @@ class Shell:
         if report is not None:
             self.network.send(worker, self.router, report, None)
         # Rarer as time goes by, or a run that waits for a timer consists of reports.
-        self.loop.at(self.loop.now_ns + max(self.config.report_ns, self.loop.now_ns // 30), self._report, worker)
+        self.loop.at(
+            self.loop.now_ns + max(self.config.report_ns, self.loop.now_ns // 30), self._report, worker
+        )
 
     # Clients
 
@@ -251,7 +258,11 @@ class Shell:
                 case Reject():
                     self.clients.reject(command)
                 case Kill(peer):
-                    self.loop.at(self.loop.now_ns + self.network.delay_ns(node.index, self.loop.now_ns), self.kill, peer)
+                    self.loop.at(
+                        self.loop.now_ns + self.network.delay_ns(node.index, self.loop.now_ns),
+                        self.kill,
+                        peer,
+                    )
                 case Execute() | Close() | Write():
                     assert isinstance(node, Worker)
                     self._carry_work(node, command)
@@ -265,7 +276,9 @@ class Shell:
             case Close(key):
                 worker.close(key)
             case Write():
-                assert command.target not in worker.lost_peers, f"{worker.address} writes to a dead {command.target}"
+                assert command.target not in worker.lost_peers, (
+                    f"{worker.address} writes to a dead {command.target}"
+                )
                 self.network.write(worker, self.workers[command.target], command)
 
     def _attachment(self, node: Node, message: AnyMessage) -> Attachment:

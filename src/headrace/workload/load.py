@@ -152,7 +152,11 @@ def read_prompts(config: LoadConfig) -> list[tuple[Prompt, int | None]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"load: {path} cannot be read: {error}") from error
     if path.suffix == ".jsonl":
-        return [entry(line, f"{path}:{i}") for i, line in enumerate(content.splitlines(), 1) if line.strip()]
+        lines = enumerate(content.splitlines(), 1)
+        entries = [entry(line, f"{path}:{i}") for i, line in lines if line.strip()]
+        if not entries:
+            raise ConfigError(f"load: {path} holds no prompt")
+        return entries
     words = content.split()
     if len(words) < config.input_tokens:
         raise ConfigError(

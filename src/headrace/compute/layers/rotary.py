@@ -31,6 +31,12 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True):
     mscale_all_dim: float | None = None
     truncate: bool = True
 
+    @property
+    def stretch(self) -> float:
+        """The factor, of a type that cannot do without."""
+        assert self.factor is not None, "parse_rope saw to it"
+        return self.factor
+
 
 def parse_rope(stated: dict[str, Any] | None, theta: float | None, original_length: int | None) -> Rope:
     """The parameters in `stated` (of either version), completed by what older files keep beside it.
@@ -115,7 +121,7 @@ def _default(rope: Rope, dim: int, trained_length: int, positions: Tensor) -> tu
 
 def _linear(rope: Rope, dim: int, trained_length: int, positions: Tensor) -> tuple[Tensor, float]:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
-    return _plain(rope.rope_theta, dim) / rope.factor, 1.0
+    return _plain(rope.rope_theta, dim) / rope.stretch, 1.0
 
 
 def _dynamic(rope: Rope, dim: int, trained_length: int, positions: Tensor) -> tuple[Tensor, float]:
@@ -126,7 +132,7 @@ def _dynamic(rope: Rope, dim: int, trained_length: int, positions: Tensor) -> tu
     what follows it, and on chunking; no prefix could be shared.
     """
     ends = np.maximum(positions.numpy().astype(np.float64) + 1, trained_length)
-    growth = (rope.factor * ends / trained_length) - (rope.factor - 1)
+    growth = (rope.stretch * ends / trained_length) - (rope.stretch - 1)
     theta = rope.rope_theta * growth ** (dim / (dim - 2))
     inverse = 1.0 / theta[:, None] ** (np.arange(0, dim, 2) / dim)
     return torch.from_numpy(inverse.astype(np.float32)), 1.0
@@ -139,8 +145,8 @@ def _llama3(rope: Rope, dim: int, trained_length: int, positions: Tensor) -> tup
     wavelength = 2 * math.pi / inverse
     low, high = rope.low_freq_factor, rope.high_freq_factor
     smooth = (original / wavelength - low) / (high - low)
-    between = (1 - smooth) * inverse / rope.factor + smooth * inverse
-    scaled = torch.where(wavelength > original / low, inverse / rope.factor, inverse)
+    between = (1 - smooth) * inverse / rope.stretch + smooth * inverse
+    scaled = torch.where(wavelength > original / low, inverse / rope.stretch, inverse)
     medium = (wavelength >= original / high) & (wavelength <= original / low)
     return torch.where(medium, between, scaled), 1.0
 

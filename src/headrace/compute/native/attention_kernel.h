@@ -24,11 +24,14 @@ struct Partial {
 template <class E>
 struct Scratch {
   using Operand = typename E::Operand;
+  using Element = typename E::Element;
   alignas(64) uint32_t keys[kDimMax / E::kWidth * kStep];    // [dim / width][64 keys]
   alignas(64) uint32_t values[kStep / E::kWidth * kDimMax];  // [64 keys / width][dim]
   alignas(64) Operand q[kVectors * kDimMax];
   alignas(64) float scores[kVectors * kStep];
   alignas(64) Operand weights[kVectors * kStep];
+  const Element* rows[kStep];  // V of each key of the step; a row of zeros for a key that nobody attends
+  const Element* rows_ahead[kStep / kChunk];  // V of each chunk of the step to come, to be prefetched
   float rescale[kVectors];
   int first[kVectors], last[kVectors];  // keys that each vector attends
   Partial partial, total;
@@ -128,28 +131,38 @@ class TileAttention {
   void step(int base) {
     int low = greatest(tile_.low, base), high = least(tile_.high, base + kStep - 1);
     pack_keys(base, low, high);
-    multiply<E>(vectors_, kStep, s_.q, dim_, s_.keys, kStep, dim_ / kWidth, nullptr, s_.scores, kStep);
+    multiply<E>(vectors_, kStep, s_.q, dim_, Packed<E>{s_.keys, kStep}, dim_ / kWidth, nullptr, s_.scores, kStep);
     bool shared = true;  // every vector attends every key from low to high
     for (int v = 0; v < vectors_; ++v) {
       softmax(v, base);
       shared &= s_.first[v] <= low && s_.last[v] >= high;
     }
-    pack_values(base, low, high);
-    if (shared || finite(low - base, high - base)) return accumulate(0, vectors_, low - base, high - base);
+    find_values(base, low, high);
+    int begin = (low - base) / kChunk * kChunk, end = (high - base) / kChunk * kChunk + kChunk;
+    if (shared && vectors_ <= kAccumulators / kColumns && dim_ == call_.dim) {
+      Found found{s_.rows + begin, s_.rows_ahead + begin / kChunk, call_.dim};
+      return accumulate(0, vectors_, found, begin, end);
+    }
+    pack_values(begin, end);
+    if (shared || finite(begin, end)) return accumulate(0, vectors_, packed(begin), begin, end);
     // Some V is infinite or NaN, and 0 * inf is not 0: each vector on its own, with the values that it may see.
     for (int v = 0; v < vectors_; ++v) {
       int first = greatest(s_.first[v], low), last = least(s_.last[v], high);
       if (first > last) continue;
-      pack_values(base, first, last);
-      accumulate(v, 1, first - base, last - base);
+      begin = (first - base) / kChunk * kChunk, end = (last - base) / kChunk * kChunk + kChunk;
+      find_values(base, first, last);
+      pack_values(begin, end);
+      accumulate(v, 1, packed(begin), begin, end);
     }
   }
 
-  // Add weight * V of the chunks of keys first..last of the step to `count` vectors from v on.
-  void accumulate(int v, int count, int first, int last) {
-    int begin = first / kChunk * kChunk, end = last / kChunk * kChunk + kChunk;
-    multiply<E>(count, dim_, s_.weights + v * kStep + begin, kStep, s_.values + begin / kWidth * dim_, dim_,
-                (end - begin) / kWidth, s_.rescale + v, s_.partial.sum + v * dim_, dim_);
+  Packed<E> packed(int begin) const { return {s_.values + begin / kWidth * dim_, static_cast<size_t>(dim_)}; }
+
+  // Add weight * V of keys begin..end - 1 of the step (whole chunks) to `count` vectors from v on.
+  template <class B>
+  void accumulate(int v, int count, const B& values, int begin, int end) {
+    multiply<E>(count, dim_, s_.weights + v * kStep + begin, kStep, values, (end - begin) / kWidth, s_.rescale + v,
+                s_.partial.sum + v * dim_, dim_);
   }
 
   void pack_keys(int base, int low, int high) {
@@ -164,7 +177,7 @@ class TileAttention {
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
       for (; d + 16 <= words; d += 16) {
-        for (int t = 0; t < kChunk; ++t) prefetch(next + t * words + d);
+        for (int i = 0; i < 16; ++i) prefetch(next + (d + i) * 16);  // all of them: in rising order
         transpose(in + d, words, out + d * kStep, kStep);
       }
       if (d < dim_ / kWidth) transpose_tail(in + d, words, words - d, out + d * kStep);
@@ -178,35 +191,54 @@ class TileAttention {
     transpose(padded, 16, out, kStep);
   }
 
-  // V of keys low..high, and zeros for the others of their chunks: those slots may hold anything.
-  void pack_values(int base, int low, int high) {
+  // Find V of keys low..high; the other keys of their chunks read as zeros, since their slots may hold anything.
+  void find_values(int base, int low, int high) {
     static const Element none[kDimMax] = {};
-    int begin = (low - base) / kChunk * kChunk;
-    for (int c = begin; base + c <= high; c += kChunk) {
+    for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       const Element* in = chunk(head_, base + c) + call_.plane_stride;
-      const Element* next = upcoming(base + c) + call_.plane_stride;
-      auto row = [&](int t) {
-        int position = base + c + t;
-        return position >= low && position <= high ? in + t * call_.dim : none;
-      };
-      for (int t = 0; t < kChunk; t += kWidth) {
-        uint32_t* out = s_.values + (c + t) / kWidth * dim_;
-        for (int d = 0; d < call_.dim * kWidth; d += 64 / sizeof(Element)) prefetch(next + t * call_.dim + d);
-        if constexpr (kWidth == 1)
-          memcpy(out, row(t), sizeof(uint32_t) * call_.dim);
-        else
-          interleave(row(t), row(t + 1), call_.dim, out);
-        for (int d = call_.dim; d < dim_; ++d) out[d] = 0;
-      }
+      s_.rows_ahead[c / kChunk] = upcoming(base + c) + call_.plane_stride;
+      for (int t = c; t < c + kChunk; ++t, in += call_.dim)
+        s_.rows[t] = base + t >= low && base + t <= high ? in : none;
     }
   }
 
-  // Is every packed value of keys first..last of the step finite (exponent bits not all ones)?
-  bool finite(int first, int last) const {
+  // The values found of keys begin..end - 1 of the step, packed; they are read once for each six vectors.
+  void pack_values(int begin, int end) {
+    for (int t = begin; t < end; t += kWidth) {
+      uint32_t* out = s_.values + t / kWidth * dim_;
+      const Element* const* rows = s_.rows + t;
+      const Element* ahead = s_.rows_ahead[t / kChunk] + t % kChunk * call_.dim;
+      for (int d = 0; d < call_.dim * kWidth; d += 64 / sizeof(Element)) prefetch(ahead + d);
+      for (int d = 0; d < call_.dim; d += 16) {
+        if constexpr (kWidth == 1)
+          memcpy(out + d, rows[0] + d, 16 * sizeof(uint32_t));
+        else
+          store_bits(out + d, interleaved(rows[0] + d, rows[1] + d));
+      }
+      for (int d = call_.dim; d < dim_; ++d) out[d] = 0;
+    }
+  }
+
+  // The values found, as B, straight from the pool.
+  struct Found {
+    const Element* const* rows;
+    const Element* const* ahead;
+    int dim;
+
+    inline auto at(int k, int column) const {
+      int t = k * kWidth;
+      const Element* p = ahead[t / kChunk] + t % kChunk * dim + column * kWidth;
+      if (column * kWidth * sizeof(Element) % 64 == 0) prefetch(p);
+      return E::gather_b(rows + t, column);
+    }
+  };
+
+  // Is every packed value of keys begin..end - 1 of the step finite (exponent bits not all ones)?
+  bool finite(int begin, int end) const {
     constexpr uint32_t high = 0x7f800000u, low = kWidth == 2 ? 0x7f80u : 0xffffffffu;  // f32 has no low half: never
-    int begin = first / kChunk * kChunk / kWidth * dim_, end = (last / kChunk + 1) * kChunk / kWidth * dim_;
     uint32_t bad = 0;
-    for (int i = begin; i < end; ++i) bad |= ((s_.values[i] & high) == high) | ((s_.values[i] & low) == low);
+    for (int i = begin / kWidth * dim_; i < end / kWidth * dim_; ++i)
+      bad |= ((s_.values[i] & high) == high) | ((s_.values[i] & low) == low);
     return !bad;
   }
 

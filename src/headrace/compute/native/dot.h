@@ -11,12 +11,14 @@ namespace headrace {
 namespace {
 
 // Elements of A and B, and how to multiply them. Operand is the type that A is held in.
+// load_b reads 16 columns of one packed word row, gather_b of the `width` rows that would be packed into it.
 struct F32 {
   using Element = float;
   using Operand = float;
   static constexpr int kWidth = 1;
 
   INLINE V load_b(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  INLINE V gather_b(const float* const* rows, int column) { return load(rows[0] + column); }
   INLINE V splat_a(const float* a) { return splat(*a); }
   INLINE V dot(V sum, V a, V b) { return fma(a, b, sum); }
 
@@ -36,6 +38,9 @@ struct Bf16 {
   static constexpr int kWidth = 2;
 
   INLINE __m512bh load_b(const uint32_t* p) { return (__m512bh)load_bits(p); }
+  INLINE __m512bh gather_b(const uint16_t* const* rows, int column) {
+    return (__m512bh)interleaved(rows[0] + column, rows[1] + column);
+  }
   INLINE __m512bh splat_a(const uint16_t* a) {
     uint32_t pair;
     memcpy(&pair, a, sizeof pair);
@@ -64,6 +69,7 @@ struct Bf16 {
     Bits words = load_bits(p);
     return {low_half(words), high_half(words)};
   }
+  INLINE Pair gather_b(const uint16_t* const* rows, int column) { return {widen(rows[0] + column), widen(rows[1] + column)}; }
   INLINE Pair splat_a(const float* a) { return {splat(a[0]), splat(a[1])}; }
   INLINE V dot(V sum, Pair a, Pair b) { return fma(a.second, b.second, fma(a.first, b.first, sum)); }
 
@@ -81,48 +87,57 @@ struct Bf16 {
 };
 #endif
 
-// One block of rows. `factor`: what the old C is multiplied by first, per row; null: C starts from zero.
-template <class E, int R, int C>
-INLINE void multiply_block(const typename E::Operand* a, size_t lda, const uint32_t* b, size_t ldb, int words,
+// B, packed: [k / width][columns] words.
+template <class E>
+struct Packed {
+  const uint32_t* words;
+  size_t pitch;
+
+  inline auto at(int k, int column) const { return E::load_b(words + k * pitch + column); }
+};
+
+// R rows and 16 * C columns from `column` on. `factor`: what the old C is multiplied by first, per row; null: C is 0.
+template <class E, int R, int C, class B>
+INLINE void multiply_block(const typename E::Operand* a, size_t lda, const B& b, int column, int words,
                            const float* factor, float* c, size_t ldc) {
   V sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < C; ++j) sum[r][j] = factor ? mul(load(c + r * ldc + 16 * j), splat(factor[r])) : zero();
   for (int k = 0; k < words; ++k) {
-    decltype(E::load_b(b)) column[C];
-    for (int j = 0; j < C; ++j) column[j] = E::load_b(b + k * ldb + 16 * j);
+    decltype(b.at(0, 0)) y[C];
+    for (int j = 0; j < C; ++j) y[j] = b.at(k, column + 16 * j);
     for (int r = 0; r < R; ++r) {
       auto x = E::splat_a(a + r * lda + k * E::kWidth);
-      for (int j = 0; j < C; ++j) sum[r][j] = E::dot(sum[r][j], x, column[j]);
+      for (int j = 0; j < C; ++j) sum[r][j] = E::dot(sum[r][j], x, y[j]);
     }
   }
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < C; ++j) store(c + r * ldc + 16 * j, sum[r][j]);
 }
 
-// Any number of rows, 16 * C columns, in blocks of R rows, then R - 1, ...
-template <class E, int R, int C>
-inline void multiply_rows(int rows, const typename E::Operand* a, size_t lda, const uint32_t* b, size_t ldb, int words,
+// Any number of rows, in blocks of R, then R - 1, ...
+template <class E, int R, int C, class B>
+inline void multiply_rows(int rows, const typename E::Operand* a, size_t lda, const B& b, int column, int words,
                           const float* factor, float* c, size_t ldc) {
   int r = 0;
   for (; r + R <= rows; r += R)
-    multiply_block<E, R, C>(a + r * lda, lda, b, ldb, words, factor ? factor + r : nullptr, c + r * ldc, ldc);
+    multiply_block<E, R, C>(a + r * lda, lda, b, column, words, factor ? factor + r : nullptr, c + r * ldc, ldc);
   if constexpr (R > 1)
     if (r < rows)
-      multiply_rows<E, R - 1, C>(rows - r, a + r * lda, lda, b, ldb, words, factor ? factor + r : nullptr,
+      multiply_rows<E, R - 1, C>(rows - r, a + r * lda, lda, b, column, words, factor ? factor + r : nullptr,
                                  c + r * ldc, ldc);
 }
 
 // Any number of rows and of columns, the latter a multiple of 32.
-template <class E>
-inline void multiply(int rows, int columns, const typename E::Operand* a, size_t lda, const uint32_t* b, size_t ldb,
-                     int words, const float* factor, float* c, size_t ldc) {
+template <class E, class B>
+inline void multiply(int rows, int columns, const typename E::Operand* a, size_t lda, const B& b, int words,
+                     const float* factor, float* c, size_t ldc) {
   int j = 0;
   for (; j + 16 * kColumns <= columns; j += 16 * kColumns)
-    multiply_rows<E, kAccumulators / kColumns, kColumns>(rows, a, lda, b + j, ldb, words, factor, c + j, ldc);
+    multiply_rows<E, kAccumulators / kColumns, kColumns>(rows, a, lda, b, j, words, factor, c + j, ldc);
   if constexpr (kColumns > 2)
     for (; j < columns; j += 32)
-      multiply_rows<E, kAccumulators / 2, 2>(rows, a, lda, b + j, ldb, words, factor, c + j, ldc);
+      multiply_rows<E, kAccumulators / 2, 2>(rows, a, lda, b, j, words, factor, c + j, ldc);
 }
 
 }  // namespace

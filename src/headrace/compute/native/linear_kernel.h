@@ -18,7 +18,7 @@ void linear_panel(const Linear& call, int row_begin, int row_end, int panel) {
   for (int row = row_begin; row < row_end; row += block) {
     int rows = row_end - row < block ? row_end - row : block;
     auto* x = static_cast<const typename E::Operand*>(call.x) + static_cast<size_t>(row) * pitch;
-    multiply<E>(rows, kPanel, x, pitch, weight, kPanel, words, nullptr, sums, kPanel);
+    multiply<E>(rows, kPanel, x, pitch, Packed<E>{weight, kPanel}, words, nullptr, sums, kPanel);
     for (int r = 0; r < rows; ++r) {
       size_t at = static_cast<size_t>(row + r) * call.n + column;
       if (call.out_f32) {

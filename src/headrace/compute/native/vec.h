@@ -2,11 +2,11 @@
 // with. Every vec_*.h provides the same names (max gives its second operand where either is NaN):
 //
 //   V                    16 f32                          Bits                   16 x 32 bits
-//   zero() splat(x)      load(p) store(p, v)             load_bits(p)           splat_bits(x)
+//   zero() splat(x)      load(p) store(p, v)             load_bits store_bits   splat_bits(x)
 //   add mul max          fma(a, b, c) = a * b + c        low_half high_half     the bf16 in each half, as f32
 //   round(v) ldexp(x, n) nearest integer; x * 2^n        widen(p) narrow(p, v)  16 bf16 in memory <-> f32
 //   where(mask, a, b)    lane i: mask bit i ? a : b      transpose(...)         16 x 16 words
-//   hmax(v) hsum(v)      over the lanes, fixed tree      interleave(...)        a0 b0 a1 b1 ... of two bf16 rows
+//   hmax(v) hsum(v)      over the lanes, fixed tree      interleaved(a, b)      a0 b0 a1 b1 ... of 16 bf16 each
 //
 // Everything lies in an anonymous namespace, so that the linker can never hand one instruction set's copy of an inline
 // function to another's caller.
@@ -34,7 +34,7 @@ namespace headrace {
 namespace {
 
 // Inlined by force: GCC takes a function that only prefetches for one without effect, and drops the call.
-INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Denormals are flushed while a kernel runs. vdpbf16ps always does so; if the other instructions did not, adding a
 // zero product could change a bit, and a row would depend on which chunks were computed for it only to be masked.

@@ -92,12 +92,15 @@ INLINE void narrow(uint16_t* p, V v) {
   store_256(p, _mm256_permute4x64_epi64(packed, 0xd8));  // the pack works inside 128-bit halves: put them in order
 }
 
-// out[i] = a[i] | b[i] << 16, for a multiple of 16 bf16.
-INLINE void interleave(const uint16_t* a, const uint16_t* b, int count, uint32_t* out) {
-  for (int i = 0; i < count; i += 8) {
-    __m256i high = _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(b + i)), 16);
-    store_256(out + i, _mm256_or_si256(_mm256_cvtepu16_epi32(load_128(a + i)), high));
-  }
+INLINE __m256i interleaved8(const uint16_t* a, const uint16_t* b) {
+  return _mm256_or_si256(_mm256_cvtepu16_epi32(load_128(a)), _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(b)), 16));
+}
+INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
+  return {interleaved8(a, b), interleaved8(a + 8, b + 8)};
+}
+INLINE void store_bits(uint32_t* p, Bits x) {
+  store_256(p, x.low);
+  store_256(p + 8, x.high);
 }
 
 INLINE void transpose8(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {

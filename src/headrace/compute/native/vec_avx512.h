@@ -47,23 +47,15 @@ INLINE void narrow(uint16_t* p, V v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
 }
 
-// out[i] = a[i] | b[i] << 16, for a multiple of 16 bf16.
-INLINE void interleave(const uint16_t* a, const uint16_t* b, int count, uint32_t* out) {
-  const Bits low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                    36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const Bits high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  int i = 0;
-  for (; i + 32 <= count; i += 32) {
-    Bits x = _mm512_loadu_si512(a + i), y = _mm512_loadu_si512(b + i);
-    _mm512_storeu_si512(out + i, _mm512_permutex2var_epi16(x, low, y));
-    _mm512_storeu_si512(out + i + 16, _mm512_permutex2var_epi16(x, high, y));
-  }
-  if (i < count) {
-    Bits x = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i)));
-    Bits y = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + i)));
-    _mm512_storeu_si512(out + i, _mm512_permutex2var_epi16(x, low, y));
-  }
+// a[0] b[0] a[1] b[1] ... of 16 bf16 each.
+INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
+  const Bits order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                      36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  Bits x = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+  Bits y = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+  return _mm512_permutex2var_epi16(x, order, y);
 }
+INLINE void store_bits(uint32_t* p, Bits x) { _mm512_storeu_si512(p, x); }
 
 // out[d][t] = in[t][d] for 16 x 16 words.
 INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {

@@ -66,10 +66,12 @@ INLINE void narrow(uint16_t* p, V v) {  // round to nearest even; a NaN stays on
   Bits half = (v != v ? x | 0x400000 : up) >> 16;
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(half[i]);
 }
-// out[i] = a[i] | b[i] << 16, for a multiple of 16 bf16.
-INLINE void interleave(const uint16_t* a, const uint16_t* b, int count, uint32_t* out) {
-  for (int i = 0; i < count; ++i) out[i] = a[i] | static_cast<uint32_t>(b[i]) << 16;
+INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
+  Bits x = {};
+  for (int i = 0; i < 16; ++i) x[i] = a[i] | static_cast<uint32_t>(b[i]) << 16;
+  return x;
 }
+INLINE void store_bits(uint32_t* p, Bits x) { memcpy(p, &x, sizeof x); }
 
 // out[d][t] = in[t][d] for 16 x 16 words.
 INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {

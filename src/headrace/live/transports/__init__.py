@@ -1,5 +1,6 @@
 """How blocks get into a peer's pool. One file a transport: `Transport(site)`, as `ports.Transport`. Chosen by its file's name."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +13,8 @@ from headrace.ports import Transport
 from headrace.types.errors import ConfigError
 from headrace.types.events import Write
 from headrace.types.ids import Address, Slot, WriteId
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,18 @@ class Site:
     call: Callable[..., Any]
     """`call(function, *arguments)`: run it on the loop's thread; from any thread."""
 
-    def copy(self, write: Write, target: list[memoryview]) -> None:
-        """Carry a write out. Other threads run meanwhile. Raises ValueError for blocks that are not there."""
+    def copy(self, write: Write, target: list[memoryview]) -> bool:
+        """Carry a write out; other threads run meanwhile. False for blocks that are not there: that is said in the log."""
         size = self.block_bytes[write.group]
-        nbytes = write.count * size
-        np.copyto(
-            _span(target[write.group], write.target_first * size, nbytes),
-            _span(self.source[write.group], write.source_first * size, nbytes),
-        )
+        try:
+            np.copyto(
+                _span(target[write.group], write.target_first * size, write.count * size),
+                _span(self.source[write.group], write.source_first * size, write.count * size),
+            )
+        except ValueError:
+            log.exception("%s cannot be carried out", write)
+            return False
+        return True
 
 
 def check_transport(name: str) -> None:

@@ -35,7 +35,7 @@ class Transport:
         )
         write = self._waiting.pop(drawn % len(self._waiting))
         target = None if write.target in self._lost else self._site.target(write.target)
-        if target is not None:
-            self._site.copy(write, target)
+        ok = target is not None and self._site.copy(write, target)
+        if ok:
             self._site.landed(write.target, write.slot, write.weight)
-        self._site.written(write.write, target is not None)
+        self._site.written(write.write, ok)

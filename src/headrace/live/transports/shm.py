@@ -5,15 +5,12 @@ for it; a copy under way ends harmlessly in memory that outlives the peer and is
 Leaves out: several copying threads; non-temporal stores.
 """
 
-import logging
 from queue import SimpleQueue
 from threading import Thread
 
 from headrace.live.transports import Site
 from headrace.types.events import Write
 from headrace.types.ids import Address
-
-log = logging.getLogger(__name__)
 
 
 class Transport:
@@ -39,13 +36,7 @@ class Transport:
     def _run(self) -> None:
         while True:
             write, target = self._writes.get()
-            ok = write.target not in self._lost
-            if ok:
-                try:
-                    self._site.copy(write, target)
-                except ValueError:
-                    log.exception("%s cannot be carried out", write)
-                    ok = False
+            ok = write.target not in self._lost and self._site.copy(write, target)
             try:
                 self._site.call(self._done, write, ok)
             except RuntimeError:

@@ -1,0 +1,91 @@
+"""Handover of a long prompt from a prefill to a decode worker of one host: one shared pool, and a pool each, beside a plain memcpy.
+
+    make bench NAME=handover [ARGS="--rounds 7"]
+
+The time is from the first token drawn (prefill worker's clock) until the decode worker holds all KV (its own clock, the same on one host).
+With a shared pool no byte moves; with separate pools chunks are sent while later ones are computed, so only the rest is waited for.
+"""
+
+import argparse
+import asyncio
+import statistics
+
+import numpy as np
+from _model import prompt, qwen3_shape
+from _report import seconds, target, write
+from _service import complete, service
+
+from headrace.types.request import Timeline
+
+
+async def measure(tokens: int, rounds: int, *, separate: bool, chunk: int) -> list[Timeline]:
+    """Timelines of `rounds` prompts that share nothing."""
+    options = {
+        "prefill": 1,
+        "decode": 1,
+        "threads": 1,
+        "separate_pools": separate,
+        "max_num_batched_tokens": chunk,
+    }
+    async with service(model=qwen3_shape(), max_model_len=4096, kv_memory="2GiB", **options) as running:
+        await complete(running, prompt(99, 64), 2, "warm-up")
+        return [(await complete(running, prompt(i, tokens), 2, f"round {i}"))[1] for i in range(rounds)]
+
+
+def memcpy_ms(nbytes: int, rounds: int) -> float:
+    """Median of copying so many bytes within one process, one thread, memory touched before."""
+    source, goal = np.ones(nbytes, dtype=np.uint8), np.zeros(nbytes, dtype=np.uint8)
+    return statistics.median(seconds(lambda: np.copyto(goal, source)) for _ in range(rounds)) * 1e3
+
+
+def waits_ms(timelines: list[Timeline]) -> list[float]:
+    return [(t.joined_ns - t.prefilled_ns) / 1e6 for t in timelines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in {"tokens": 2048, "rounds": 5, "chunk": 512}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    o = parser.parse_args()
+    shared = asyncio.run(measure(o.tokens, o.rounds, separate=False, chunk=o.chunk))
+    chunked = asyncio.run(measure(o.tokens, o.rounds, separate=True, chunk=o.chunk))
+    whole = asyncio.run(measure(o.tokens, o.rounds, separate=True, chunk=o.tokens))
+    moved = whole[0].bytes_moved
+    copy_ms = memcpy_ms(moved, o.rounds)
+    figures = {
+        "shared_pool": {
+            "wait_ms": waits_ms(shared),
+            "bytes": shared[0].bytes_moved,
+            "calls": shared[0].writes,
+        },
+        "separate_chunked": {
+            "wait_ms": waits_ms(chunked),
+            "bytes": chunked[0].bytes_moved,
+            "calls": chunked[0].writes,
+        },
+        "separate_at_once": {"wait_ms": waits_ms(whole), "bytes": moved, "calls": whole[0].writes},
+        "memcpy_ms": round(copy_ms, 2),
+        "sizes": vars(o),
+    }
+    at_once = [w / copy_ms for w in waits_ms(whole)]
+    targets = [
+        target(
+            "shared pool: bytes moved",
+            [float(t.bytes_moved) for t in shared],
+            "B",
+            "0",
+            met=not shared[0].bytes_moved,
+        ),
+        target("shared pool: wait", waits_ms(shared), "ms", "reported", met=True),
+        target("separate pools, prompt in chunks: wait", waits_ms(chunked), "ms", "reported", met=True),
+        target("separate pools, prompt at once: wait / memcpy", at_once, "x", "reported", met=True),
+    ]
+    write(
+        "handover", figures, targets, {}, "Qwen3-0.6B's shape, bf16, 32 tokens a block; one thread a worker."
+    )
+
+
+if __name__ == "__main__":
+    main()
