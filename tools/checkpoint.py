@@ -126,13 +126,14 @@ def sample_completions(model: Llama, tokenizer: Tokenizer) -> str:
     return "\n\n".join(blocks)
 
 
-def write_model_card(state: dict, folder: Path) -> Evaluation:
-    """Evaluate the checkpoint in folder and describe it in its README.md."""
+def write_model_card(state: dict, folder: Path, note: str) -> Evaluation:
+    """Evaluate the checkpoint in folder and describe it, and the run in note, in its README.md."""
     result = evaluate_checkpoint(folder)
     model, tokenizer = read_checkpoint(folder)
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     config, options, done = state["config"], state["options"], state["done"]
     values = {
+        "note": f" {note}" if note else "",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "minutes_budget": options["minutes"],
         "python": platform.python_version(),

@@ -77,6 +77,40 @@ def pack(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return np.array([*ids, end], dtype=np.uint16)
 
 
+def split_table(vocab: dict[str, int], white: str) -> np.ndarray:
+    """For each token id, the (white, rest) pair of ids it can be split into, [vocab, 2]; (0, 0) where it cannot.
+
+    white is the byte-level spelling of the leading run to split off: all of it, or there is no split.
+    """
+    table = np.zeros((len(vocab), 2), dtype=np.uint16)
+    for token, index in vocab.items():
+        rest = token.removeprefix(white)
+        if token.startswith(white) and rest in vocab and not rest.startswith(white):
+            table[index] = vocab[white], vocab[rest]
+    return table
+
+
+def split_some(tokens: np.ndarray, table: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """tokens [total] uint16 with a random fraction of those that table can split written as their two parts."""
+    chosen = (table[tokens, 1] != 0) & (np.random.default_rng(seed).random(len(tokens)) < fraction)
+    result = np.repeat(tokens, 1 + chosen)
+    first = (np.arange(len(tokens)) + np.cumsum(chosen) - chosen)[chosen]
+    result[first] = table[tokens[chosen], 0]
+    result[first + 1] = table[tokens[chosen], 1]
+    return result
+
+
+def split_line_ends(tokenizer: Tokenizer, tokens: np.ndarray, seed: int) -> np.ndarray:
+    """tokens with some line breaks apart from the indentation, and some spaces from the word, that follow.
+
+    A prompt often stops there, where the tokenizer would have merged on: the model must know how to continue.
+    """
+    vocab = tokenizer.get_vocab()
+    for white, fraction in (("\u010a", 0.15), ("\u010a\u010a", 0.15), ("\u0120", 0.03)):
+        tokens = split_some(tokens, split_table(vocab, white), fraction, seed)
+    return tokens
+
+
 def sample_batch(tokens: Tensor, step: int, seed: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
     """Inputs and next-token targets, both [rows, length] int64, from windows chosen by (seed, step) alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

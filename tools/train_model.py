@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoint import evaluate_checkpoint, format_evaluation, write_checkpoint, write_model_card
-from corpus import pack, sample_batch, split_texts, train_tokenizer
+from corpus import pack, sample_batch, split_line_ends, split_texts, train_tokenizer
 from llama import Llama, ModelConfig, window_losses
 
 WORK = Path("build/train")
@@ -53,13 +53,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def prepare(work: Path, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def prepare(work: Path, config: ModelConfig, seed: int) -> tuple[Tensor, Tensor]:
     """Train and save the tokenizer; return the training and held-out token streams, each [total] uint16."""
     work.mkdir(parents=True, exist_ok=True)
     training, held_out = split_texts(Path(sysconfig.get_path("stdlib")))
     tokenizer = train_tokenizer(training, config.vocab_size)
     tokenizer.save(str(work / "tokenizer.json"))
-    return torch.from_numpy(pack(tokenizer, training)), torch.from_numpy(pack(tokenizer, held_out))
+    tokens = split_line_ends(tokenizer, pack(tokenizer, training), seed)
+    return torch.from_numpy(tokens), torch.from_numpy(pack(tokenizer, held_out))
 
 
 def training_options(args: argparse.Namespace) -> dict[str, float]:
@@ -119,7 +120,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     config = ModelConfig()
-    tokens, held_out = prepare(args.work, config)
+    tokens, held_out = prepare(args.work, config, args.seed)
     model = Llama(config)
     compiled = torch.compile(model, dynamic=False)
     optimizers = make_optimizers(model, args)
@@ -152,7 +153,7 @@ def export(args: argparse.Namespace) -> None:
     """Write the checkpoint folder, with its model card, from the latest training state."""
     state = load_state(args.work / "state.pt")
     write_checkpoint(state, args.work / "tokenizer.json", args.folder)
-    print(format_evaluation(write_model_card(state, args.folder)))
+    print(format_evaluation(write_model_card(state, args.folder, args.note)))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -188,6 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     command.set_defaults(run=export)
     command.add_argument("--work", type=Path, default=WORK)
     command.add_argument("--folder", type=Path, default=FOLDER)
+    command.add_argument("--note", default="", help="what else the model card says about the run")
     command = commands.add_parser("evaluate", help=evaluate.__doc__)
     command.set_defaults(run=evaluate)
     command.add_argument("--folder", type=Path, default=FOLDER)

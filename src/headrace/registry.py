@@ -25,7 +25,9 @@ def load(axis: str, name: str, config: dict[str, Any] | None = None) -> Any:
     fields = module.Config.__struct_fields__
     for field in config or {}:
         if field not in fields:
-            raise ConfigError(f"{axis} {name} has no setting {field!r}; it has: {', '.join(fields) or 'none'}")
+            raise ConfigError(
+                f"{axis} {name} has no setting {field!r}; it has: {', '.join(fields) or 'none'}"
+            )
     try:
         settings = msgspec.convert(config or {}, module.Config, strict=False)
     except msgspec.ValidationError as error:

@@ -132,6 +132,7 @@ class TestSignals:
 class TestSockets:
     def test_a_port_in_use_names_the_flag(self) -> None:
         taken = listen("127.0.0.1", 0)
+        taken.listen()
         port = taken.getsockname()[1]
         with taken, pytest.raises(ConfigError, match=rf"--port {port} .*in use"):
             listen("127.0.0.1", port)

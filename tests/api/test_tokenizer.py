@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import headrace
 from headrace.api.chat import ChatError, ChatTemplate
 from headrace.api.tokenizer import Tokenizer, byte_alphabet
 from headrace.types.errors import CheckpointError, ConfigError
@@ -113,6 +114,15 @@ def test_token_bytes(tokenizer: Tokenizer, spaced: Tokenizer) -> None:
     assert tokenizer.token_text(0) == "<s>"
     assert tokenizer.token_text(10**6) == ""
     assert sorted(byte_alphabet().values()) == list(range(256))
+
+
+def test_the_bundled_checkpoint() -> None:
+    """What `headrace serve` serves without a model."""
+    folder = Path(headrace.__file__).parent / "assets" / "headrace-python-5m"
+    tokenizer = Tokenizer.load(folder)
+    text = "def add(a, b):\n    return a + b  # 你好\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_ids
 
 
 class TestTemplates:

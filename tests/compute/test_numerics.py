@@ -131,3 +131,11 @@ def test_self_test_tells_models_and_types_apart(tmp_path):
 def test_self_test_of_a_short_model(tmp_path):
     make_model("llama", seed=1).save_pretrained(tmp_path)
     assert len(self_test(*load(tmp_path, length=3), threads=1).id) == 16
+
+
+def test_float16_runs_and_promises_nothing(tmp_path):
+    make_model("qwen2", seed=2, num_key_value_heads=2).save_pretrained(tmp_path)
+    ids = sequences((50,))
+    exact = all_logits(*load(tmp_path, "float32"), ids)[0]
+    torch.testing.assert_close(all_logits(*load(tmp_path, "float16"), ids)[0], exact, rtol=0, atol=0.05)
+    assert not self_test(*load(tmp_path, "float16"), threads=1).invariant

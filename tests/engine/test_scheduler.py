@@ -105,6 +105,20 @@ def test_prefixes_are_looked_up_ahead_and_in_order():
     assert [s.status for s in sequences] == [Status.WAITING] * 2 + [Status.MATCHING] * 3
 
 
+def test_prefixes_are_looked_up_while_the_plans_in_flight_run():
+    scheduler = scheduler_of(memory_of(20))
+    running, arrived = sequence_of(1, 8), sequence_of(2, 8)
+    matched(scheduler, running)
+    scheduler.plan(0)
+    scheduler.enqueue(arrived)
+    assert scheduler.plan(0) is None and numbers(scheduler.wishes.match) == [2]
+    scheduler.wishes.match.clear()
+    arrived.status = Status.MATCHED
+    assert scheduler.plan(0) is None and not scheduler.wishes.match
+    retire(scheduler, [running])
+    assert shape(scheduler.plan(0)) == [(1, 8, 1, True), (2, 0, 8, True)]
+
+
 def test_nobody_overtakes_the_head_of_the_line():
     scheduler = scheduler_of(memory_of(3))
     big, small = sequence_of(1, 16), sequence_of(2, 4)
@@ -392,8 +406,9 @@ def test_the_first_in_order_always_gets_on():
         for sequence in scheduler.wishes.match:
             sequence.status = Status.MATCHED
         scheduler.wishes.match.clear()
-        scheduler.memory.short = scheduler.memory.request() is not None
-        scheduler.memory._asked = None
+        lease = scheduler.memory.request()
+        if lease is not None:
+            give(scheduler.memory, 0, short=any(lease.need))
     assert finished == list(range(6))
     assert scheduler.memory.spare[0].runs() == [(0, 6)]
     assert any(s.preemptions for s in sequences)

@@ -227,7 +227,8 @@ ROOT = chain_root("fake")
 
 def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
     options = config.options
-    if options.get("start_fault") == config.address.name:
+    restart_fault = options.get("restart_fault", False) and config.address.epoch > 0
+    if options.get("start_fault") == config.address.name or restart_fault:
         raise RuntimeError("the model cannot be loaded")
     odd = options.get("odd", {}) if options.get("odd_worker") == config.address.name else {}
     executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""))

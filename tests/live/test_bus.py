@@ -55,14 +55,18 @@ def resume(number: int) -> Resume:
     return Resume(SequenceKey(RequestId(number)))
 
 
+def refuse(error: Exception) -> None:
+    raise error
+
+
 class Trio:
     """A hub and two admitted links."""
 
     def __init__(self) -> None:
         self.at_hub, self.at_a, self.at_b = Ear(), Ear(), Ear()
-        self.hub = Hub(self.at_hub.greet, self.at_hub.receive)
-        self.a = Link(A, self.hub.endpoint, self.at_a.receive)
-        self.b = Link(B, self.hub.endpoint, self.at_b.receive)
+        self.hub = Hub(self.at_hub.greet, self.at_hub.receive, refuse)
+        self.a = Link(A, self.hub.endpoint, self.at_a.receive, refuse)
+        self.b = Link(B, self.hub.endpoint, self.at_b.receive, refuse)
 
     async def __aenter__(self) -> "Trio":
         self.a.send(HUB, hello())
@@ -121,7 +125,7 @@ def test_strangers_are_heard_only_when_they_greet() -> None:
     async def scenario() -> None:
         async with Trio() as trio:
             ear = Ear()
-            stranger = Link(Address("c", 1), trio.hub.endpoint, ear.receive)
+            stranger = Link(Address("c", 1), trio.hub.endpoint, ear.receive, refuse)
             stranger.send(B, resume(1))
             stranger.send(ROUTER, resume(2))
             stranger.send(HUB, hello(secret="wrong"))
@@ -161,10 +165,12 @@ def test_garbage_is_dropped_and_an_unreadable_greeting_is_refused() -> None:
                 raw.send_multipart(frames)
             ear = Ear()
             trio.a._socket.zmq.send_multipart([b"?", b"?", b"?"])
-            old = Link(Address("old", 5), trio.hub.endpoint, ear.receive)
+            old = Link(Address("old", 5), trio.hub.endpoint, ear.receive, refuse)
             old._socket.zmq.send_multipart([b"?", b"\x81\xa4type\xa5Hello", b""])
             await ear.until(1)
-            assert "protocol version differs" in ear.heard[0][2].reason
+            refusal = ear.heard[0][2]
+            assert isinstance(refusal, wire.NotWelcome)
+            assert "protocol version differs" in refusal.reason
             trio.a.send(ROUTER, resume(1))
             await trio.at_hub.until(1)
             old.close()
@@ -189,3 +195,31 @@ def test_messages_and_payloads_survive_the_wire() -> None:
     assert wire.decode_header(frames[0]) == (A, B)
     assert wire.decode_message(frames[1]) == Cancel(SequenceKey(RequestId(1), 2, 3))
     assert frames[2] == b"p"
+
+
+def test_an_error_of_the_receiver_is_fatal() -> None:
+    async def scenario() -> None:
+        errors: list[Exception] = []
+        failed = asyncio.Event()
+
+        def receive(source: Address, target: Address, message: object, payload: bytes) -> None:
+            raise KeyError("nobody knows")
+
+        def fail(error: Exception) -> None:
+            errors.append(error)
+            failed.set()
+
+        async with Trio() as trio:
+            link = Link(Address("c"), trio.hub.endpoint, receive, fail)
+            trio.hub.admit(Address("c"))
+            link.send(HUB, hello())
+            await trio.at_hub.until(1)
+            trio.hub.send(ROUTER, Address("c"), resume(1))
+            trio.hub.send(ROUTER, Address("c"), resume(2))
+            await failed.wait()
+            trio.a.send(ROUTER, resume(3))
+            await trio.at_hub.until(2)
+            assert [type(error) for error in errors] == [KeyError]
+            link.close()
+
+    run(scenario())

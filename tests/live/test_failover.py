@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from headrace.live.members import State
 from headrace.live.service import Service
 from headrace.live.settings import WorkerSettings
 from headrace.nodes.limits import InstanceConfig, RouterConfig
@@ -24,7 +25,9 @@ SMALL = InstanceConfig(tokens_max=128)
 
 def pid_of(service: Service, name: str) -> int:
     member = service.members.by_name[name]
-    return service.launcher.pid(member.address)
+    pid = service.launcher.pid(member.address)
+    assert pid is not None
+    return pid
 
 
 def many(service: Service, count: int, tokens: int) -> list[Submission]:
@@ -117,5 +120,50 @@ def test_a_request_that_ends_its_workers_is_given_up(fault: str) -> None:
                 await collect(service, submission(service, [FAULT], 5))
             good = submission(service, prompt_of(1, 30), 20)
             assert await collect(service, good) == wanted_of(good)
+
+    run(scenario())
+
+
+def test_workers_that_die_one_after_the_other() -> None:
+    async def scenario() -> None:
+        async with serving(workers=FLEET, shared=False, options={"step_s": 0.004}, backoff_ns=MS) as service:
+            wanted = many(service, 16, 150)
+            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
+            for count, victim in enumerate(("decode-0", "mixed-0", "prefill-0", "decode-0"), 1):
+                await until(
+                    lambda count=count: service.status().counters.get("tokens_generated", 0) > 300 * count
+                )
+                await until(lambda victim=victim: service.members.by_name[victim].state is State.READY)
+                os.kill(pid_of(service, victim), signal.SIGKILL)
+            assert await asyncio.gather(*streams) == [wanted_of(w) for w in wanted]
+
+    run(scenario())
+
+
+def test_when_no_worker_can_be_started_any_more_requests_end() -> None:
+    async def scenario() -> None:
+        options = {"step_s": 0.004, "restart_fault": True}
+        async with serving(workers=MIXED, options=options, backoff_ns=MS) as service:
+            stream = asyncio.create_task(collect(service, submission(service, prompt_of(1, 40), 3000)))
+            await until(lambda: service.status().counters.get("tokens_generated", 0) > 5)
+            os.kill(pid_of(service, "w0"), signal.SIGKILL)
+            with pytest.raises(RequestFailed, match="no worker is left"):
+                await stream
+            status = service.status()
+            assert not status.ready
+            assert "cannot be loaded" in status.reason
+            with pytest.raises(RequestFailed):
+                await collect(service, submission(service, prompt_of(1, 40), 5))
+
+    run(scenario())
+
+
+def test_a_long_step_is_not_a_silent_worker() -> None:
+    async def scenario() -> None:
+        limits = {"heartbeat_ns": 50 * MS, "silence_ns": 200 * MS}
+        async with serving(workers=MIXED, options={"step_s": 0.6}, **limits) as service:
+            wanted = submission(service, prompt_of(1, 20), 2)
+            assert await collect(service, wanted) == wanted_of(wanted)
+            assert service.members.restarts == 0
 
     run(scenario())

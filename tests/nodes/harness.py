@@ -9,15 +9,29 @@ from headrace.engine.policies import EnginePolicies
 from headrace.engine.preemption import recompute
 from headrace.kv.evict import lru
 from headrace.nodes.instance import Instance
-from headrace.nodes.limits import InstanceConfig
+from headrace.nodes.limits import InstanceConfig, RouterConfig
 from headrace.nodes.pool import PoolCore
+from headrace.nodes.router import Router
 from headrace.ports import Core
-from headrace.types.events import Close, Command, Event, Execute, PeerLost, PeerUp, Received, Send, StepDone
+from headrace.types.events import (
+    Close,
+    Command,
+    Deliver,
+    Event,
+    Execute,
+    PeerLost,
+    PeerUp,
+    Received,
+    Send,
+    StepDone,
+    Submitted,
+)
 from headrace.types.ids import Address, BlockHash, PoolId, RequestId, SequenceKey
 from headrace.types.kv import BlockRun, GroupKind, KVGroup, KVSpec, TableRun
-from headrace.types.messages import AnyMessage, InstanceInfo, Leased, Matched, Role, Start
+from headrace.types.messages import AnyMessage, InstanceInfo, Leased, Matched, Role, Start, TokenRun, Tokens
 from headrace.types.plan import Output, StepPlan, StepResult
-from headrace.types.request import NEVER_NS, FinishReason
+from headrace.types.request import NEVER_NS, FinishReason, Request
+from headrace.types.views import ClusterView, Decline, Placement, PlacementRequest, Wait
 
 ROUTER = Address("router")
 POOL, OTHER_POOL = Address("pool0"), Address("pool1")
@@ -159,6 +173,65 @@ class InstanceBench(Bench):
     def free(self) -> int:
         """Blocks in hand."""
         return self.core.memory.spare[0].total
+
+
+class Scripted:
+    """A placement that says what the test wants."""
+
+    def __init__(self, place: Placement | Wait | Decline, bind: Address | Wait = D) -> None:
+        self.answer = place
+        self.bound = bind
+        self.asked: list[PlacementRequest] = []
+        self.views: list[ClusterView] = []
+
+    def place(self, request: PlacementRequest, view: ClusterView) -> Placement | Wait | Decline:
+        self.asked.append(request)
+        self.views.append(view)
+        return self.answer
+
+    def bind(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | Wait:
+        self.asked.append(request)
+        return self.bound
+
+    def horizon(self, view: ClusterView) -> int:
+        return 1
+
+
+class RouterBench(Bench):
+    """A router whose instances are played by the test."""
+
+    core: Router
+
+    def __init__(
+        self,
+        prefill: Address = P,
+        decode: Address | None = D,
+        peers: tuple[Address, ...] = (P, D),
+        **limits: int,
+    ) -> None:
+        self.placement = Scripted(Placement(prefill, decode))
+        super().__init__(Router(ROUTER, self.placement, RouterConfig(**limits)))
+        self.tell(*(PeerUp(peer, info()) for peer in peers))
+
+    def submit(self, n: int = 1, **settings: Any) -> list[Command]:
+        fields: dict[str, Any] = {"prompt": 10, "hashes": hashes(n, 2), "tokens_max": 4, "arrival_ns": n}
+        return self.tell(Submitted(Request(RequestId(n), **{**fields, **settings})))
+
+    def tokens(self, source: Address, *runs: TokenRun) -> list[Command]:
+        return self.hear(source, Tokens(runs))
+
+    @property
+    def delivered(self) -> list[tuple[int, int, int, FinishReason | None]]:
+        """(choice, first, count, finish) of the last instant."""
+        return [(c.choice, c.first, c.count, c.finish) for c in self.commands(Deliver)]
+
+    def loads(self) -> dict[str, tuple[int, int]]:
+        """Sequences and tokens assigned, by instance."""
+        view = self.core._fleet.view(self.now_ns)
+        return {
+            a.name: (int(view.assigned[i]), int(view.assigned_tokens[i]))
+            for i, a in enumerate(view.addresses)
+        }
 
 
 class PoolBench(Bench):

@@ -251,10 +251,10 @@ def test_another_holders_need_stops_the_last_and_it_starts_over():
     assert node.one(Release, POOL) == Release(key(2)) and not node.sent(Match), "not while others need it"
     assert not node.closed
     node.hear(POOL, Recall(on=False, force=False))
-    node.step()
-    assert node.plans[0].ends == (key(2),)
     again = node.one(Match, POOL)
     assert (again.key, again.hashes, again.limit) == (key(2), hashes(2, 1), 5)
+    node.step()
+    assert node.plans[0].ends == (key(2),)
     node.hear(POOL, Matched(key(2), 4, (TableRun(0, 0, 50, 1),)))
     node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 10, 8),), False, (0,)))
     node.step()

@@ -93,6 +93,12 @@ def test_a_need_taken_back_leaves_the_queue_and_ends_the_pressure():
     assert not pool.one(Leased, D).short and pool.one(Recall, P) == Recall(on=False, force=False)
 
 
+def test_who_only_asks_ahead_takes_nothing_from_who_needs():
+    pool = PoolBench(blocks=8)
+    pool.tell(Received(D, lease(0, 8)), Received(P, lease(3, since_ns=9)))
+    assert (pool.leased(P), pool.leased(D)) == (3, 5) and not pool.sent(Recall)
+
+
 def test_pressure_is_on_while_somebody_is_short_and_is_told_once():
     pool = PoolBench(blocks=8)
     pool.hear(P, lease(8))

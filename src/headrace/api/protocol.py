@@ -162,11 +162,10 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 def parse(raw: bytes, kind: type[AnyBody]) -> AnyBody:
     """The body as `kind`. Raises ApiError naming the first field that is wrong."""
     fields = decode(raw)
-    for name, neutral in NOT_SUPPORTED.items():
-        if name not in kind.model_fields and name in fields:
-            value = fields.pop(name)
-            if value is not None and value not in neutral:
-                raise invalid(name, "not supported by this server", code="unsupported_parameter")
+    for name in [name for name in fields if name in NOT_SUPPORTED]:
+        value = fields.pop(name)
+        if value is not None and value not in NOT_SUPPORTED[name]:
+            raise invalid(name, "not supported by this server", code="unsupported_parameter")
     try:
         return kind.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:

@@ -33,8 +33,8 @@ log = logging.getLogger("headrace.api")
 class Protocol(HttpToolsProtocol):
     """uvicorn's, and: late request heads end the connection, and the application can drop it at once."""
 
-    def __init__(self, head_timeout_s: float, **uvicorn_s: Any) -> None:
-        super().__init__(**uvicorn_s)
+    def __init__(self, head_timeout_s: float, **connection: Any) -> None:
+        super().__init__(**connection)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -79,10 +79,12 @@ class ApiServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="info" if access_log else "warning",
                 access_log=access_log,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CANCEL_TIMEOUT_S,
                 server_header=False,
+                proxy_headers=False,
             )
         )
         self._listener = listener
@@ -123,8 +125,8 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
-    """A bound socket; port 0 takes any free one. Raises ConfigError."""
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes any free one. Until it is served, clients are refused and need not wait. Raises ConfigError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -141,7 +143,6 @@ def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)
     try:
         listener.bind(address)
-        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -151,7 +152,7 @@ def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
     return listener
 
 
-def listen_unix(path: Path, backlog: int = 2048) -> socket.socket:
+def listen_unix(path: Path) -> socket.socket:
     """A bound Unix socket, for this user only. A socket left over from an earlier run is replaced. Raises ConfigError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -159,7 +160,6 @@ def listen_unix(path: Path, backlog: int = 2048) -> socket.socket:
             path.unlink()
         listener.bind(str(path))
         path.chmod(0o600)
-        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise ConfigError(f"--uds {path} cannot be used: {error.strerror or error}") from error

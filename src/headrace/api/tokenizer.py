@@ -147,14 +147,18 @@ class Tokenizer:
         return self._rust.get_vocab_size()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of `text`; with `special`, begun as the checkpoint wants texts begun. Releases the GIL."""
-        ids = self._rust.encode(text, add_special_tokens=special).ids
+        """Token ids of `text`; with `special`, begun as the checkpoint wants texts begun."""
+        ids = self._encode(text, special)
         if special and self.bos_id is not None:
             if self._add_bos is True and ids[:1] != [self.bos_id]:
                 return [self.bos_id, *ids]
             if self._add_bos is False and ids[:1] == [self.bos_id]:
-                return self._rust.encode(text, add_special_tokens=False).ids
+                return self._encode(text, special=False)
         return ids
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        # `encode` would keep the GIL, and count characters that nobody asks for.
+        return self._rust.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         """Text of `ids` as a whole. Bytes that are no UTF-8 become U+FFFD."""

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
-from headrace.compute.numerics import self_test
+from headrace.compute.numerics import prepare, self_test
 from headrace.compute.ops.backend import describe
 from headrace.compute.runner import Runner
 from headrace.live.settings import WorkerConfig
@@ -16,8 +14,7 @@ from headrace.live.worker import Loaded
 
 def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memoryview]) -> Loaded:
     """Raises CheckpointError naming what cannot be served."""
-    torch.set_num_threads(config.threads)
-    torch.set_grad_enabled(False)
+    prepare(config.threads)
     checkpoint = Checkpoint(folder)
     spec = config.model.spec
     decoder = models.load(checkpoint, dtype=dtype, length=config.model.length_max)

@@ -1,16 +1,15 @@
 """The `headrace` command."""
 
-import asyncio
 import logging
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from headrace import __version__
 from headrace.cli.options import EngineOptions, ServeOptions, takes
@@ -23,17 +22,6 @@ app = typer.Typer(
     help="Headrace serves large language models with prefill and decode on separate workers. Every flag of serve and generate can be "
     "a key of a --config file, and a HEADRACE_* environment variable; flags win.",
 )
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run a command. What a user can mend ends with its message and exit code 2."""
-    try:
-        uvloop.run(work)
-    except HeadraceError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]headrace:[/] {error}", highlight=False)
-        raise typer.Exit(2) from error
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise typer.Exit(130) from None
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -55,7 +43,7 @@ def serve(options: ServeOptions) -> None:
     from headrace.cli.serve import serve as command
 
     log_to_stderr()
-    run(command(options))
+    uvloop.run(command(options))
 
 
 @app.command()
@@ -96,7 +84,7 @@ def generate(
     }
     if seed is not None:
         defaults["seed"] = seed
-    run(command(options, prompts, output, defaults))
+    uvloop.run(command(options, prompts, output, defaults))
 
 
 @app.command()
@@ -154,7 +142,7 @@ def bench(
         seed=seed,
         goals=Goals(ttft_ms=ttft_goal, tpot_ms=tpot_goal),
     )
-    run(command(config, save))
+    uvloop.run(command(config, save))
 
 
 @app.command()
@@ -165,7 +153,7 @@ def demo(
     """Show the main job: a real server, real prompts, where the time goes, and a worker killed in mid-stream."""
     from headrace.cli.demo import demo as command
 
-    run(command(model, tokens))
+    uvloop.run(command(model, tokens))
 
 
 @app.command()
@@ -174,5 +162,18 @@ def version() -> None:
     sys.stdout.write(f"headrace {__version__}\n")
 
 
+def main() -> None:
+    """What a user can mend ends with its message and exit code 2."""
+    try:
+        app()
+    except HeadraceError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]headrace:[/] {escape(str(error))}", highlight=False
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -27,6 +27,7 @@ def api_settings(options: ServeOptions) -> ApiSettings:
 async def serve(options: ServeOptions) -> None:
     """Until SIGTERM or SIGINT has drained it. Raises a HeadraceError for what cannot work, before a model is loaded where it can."""
     check_policies(options)
+    wiring.workers(options)
     listener = listen_unix(options.uds) if options.uds else listen(options.host, options.port)
     try:
         folder = wiring.folder(options)

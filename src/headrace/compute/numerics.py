@@ -31,6 +31,12 @@ class Numerics(NamedTuple):
     """Whether they had the same bits in every pass, by kernels that promise it and not by luck."""
 
 
+def prepare(threads: int) -> None:
+    """Settings of torch for this process, before a model is loaded: `threads` for its operations, and no gradients."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+
+
 def self_test(model: Decoder, spec: KVSpec, threads: int) -> Numerics:
     """Prefill one sequence at once, then compute its last tokens again in smaller batches, on a pool of its own."""
     length = min(TOKENS, model.length)

@@ -16,7 +16,7 @@ from time import monotonic_ns
 
 from headrace.compute.layers.decoder import Decoder
 from headrace.compute.pool import pool_tensors
-from headrace.compute.rows import Rows
+from headrace.compute.rows import Rows, Span
 from headrace.compute.sampling import Logits, Sampler
 from headrace.types.hashing import block_hash
 from headrace.types.ids import BlockHash, SequenceKey, StepId
@@ -124,9 +124,8 @@ class Runner:
             if (row := self._resident(growth.key).row) is not None:
                 self._rows.extend(row, growth.table)
         named = [(work, self._resident(work.key)) for work in plan.work]
-        logits = self._forward(
-            [(work, resident) for work, resident in named if self._goes_on(work, resident)]
-        )
+        runs = [(span, work.emits) for work, resident in named if (span := self._span(work, resident))]
+        logits = self._forward(runs)
         outputs, emissions = [], []
         for work, resident in named:
             output, emission = self._conclude(work, resident, logits)
@@ -166,23 +165,24 @@ class Runner:
             self._rows.release(resident.row)
             resident.row = None
 
-    def _goes_on(self, work: Work, resident: Resident) -> bool:
-        """Whether this work is to be done; False if its sequence has failed or finished."""
+    def _span(self, work: Work, resident: Resident) -> Span | None:
+        """What is to be computed; None if the sequence has failed or finished."""
         until, known = work.first + work.count, len(resident.ids)
         if resident.finished or resident.error:
-            return False
+            return None
         if resident.row is None or until > known or (work.emits and until != known):
             raise ValueError(f"{work} contradicts {known} known tokens, row {resident.row}")
         if until > self.model.length:
             resident.error = f"longer than the {self.model.length} tokens that this worker serves"
-        return not resident.error
+            return None
+        return resident.row, work.first, work.count
 
-    def _forward(self, runs: Sequence[tuple[Work, Resident]]) -> Iterator[Logits]:
-        """Logits of every run that emits, in order."""
+    def _forward(self, runs: Sequence[tuple[Span, bool]]) -> Iterator[Logits]:
+        """Logits of the last token of every span that emits, in order."""
         if not runs:
             return iter(())
-        spans = [(resident.row, work.first, work.count) for work, resident in runs if resident.row is not None]
-        batch = self._rows.batch(spans, [work.emits for work, _ in runs], self.pool, self._threads)
+        spans, emits = zip(*runs, strict=True)
+        batch = self._rows.batch(spans, emits, self.pool, self._threads)
         return iter(self.model.forward(batch).numpy())
 
     def _conclude(

@@ -128,6 +128,7 @@ class Scheduler:
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step, or None if there is nothing to run or two are in flight. Leaves in `memory.need` what work waits for."""
         if len(self.inflight) >= self._depth:
+            self._look_ahead()
             return None
         self._sort(now_ns)
         if self.force and self._stop_for(None, list(self.running)) is not None:
@@ -228,22 +229,27 @@ class Scheduler:
                 if self.memory.short:
                     # What those behind it lock may be all it lacks.
                     self.unlock_waiting(but=sequence)
-                    return
                 break
             self.waiting.remove(sequence)
             self.memory.grow(sequence, missing)
-            room -= 1
             if sequence.role is Role.DECODE:
                 sequence.status = Status.RECEIVING
                 self.receiving.append(sequence)
                 self.wishes.receive.append(sequence)
             else:
                 self.join(sequence)
+        self._look_ahead()
+        self._sort(now_ns)
+
+    def _look_ahead(self) -> None:
+        """Ask for the prefixes of what comes next, even while no plan can be made, but lock nothing that somebody is short of."""
+        if self.memory.pressed or self.memory.short:
+            return
+        room = self._sequences_max - len(self.running) - len(self.receiving)
         for sequence in self.waiting[: max(0, min(room, MATCHES_AHEAD))]:
             if sequence.status is Status.WAITING:
                 sequence.status = Status.MATCHING
                 self.wishes.match.append(sequence)
-        self._sort(now_ns)
 
     def _admission_view(self, missing: list[int]) -> AdmissionView:
         memory = self.memory

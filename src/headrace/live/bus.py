@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 HUB = Address("hub")
 
+BURST = 256
+"""Messages taken at once before others on the loop have their turn."""
+
+Fail = Callable[[Exception], None]
 Greet = Callable[[Address, wire.Hello], None]
 """Somebody says hello: `admit` or `refuse` it."""
 
@@ -39,12 +43,13 @@ class Receive(Protocol):
 
 
 class Socket:
-    """A ZeroMQ socket on an asyncio loop, unbounded and without a copy of asyncio's own queueing."""
+    """A ZeroMQ socket on an asyncio loop, unbounded. An error of `receive` is fatal: `failed` gets it, and nothing is heard any more."""
 
-    def __init__(self, kind: int, receive: Callable[[list[bytes]], None]) -> None:
+    def __init__(self, kind: int, receive: Callable[[list[bytes]], None], failed: Fail) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._receive = receive
+        self._failed = failed
         self.zmq = self._context.socket(kind)
         self.zmq.set(zmq.LINGER, 0)
         self.zmq.set(zmq.SNDHWM, 0)
@@ -75,8 +80,7 @@ class Socket:
 
     def _readable(self) -> None:
         self._again = None
-        # The descriptor shows edges: what is not read now would wait for the next one.
-        while not self.zmq.closed:
+        for _ in range(BURST):
             try:
                 frames = self.zmq.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -85,20 +89,24 @@ class Socket:
                 self._receive(frames)
             except msgspec.MsgspecError as error:
                 log.warning("dropped a message that cannot be read: %s", error)
-            except Exception:
-                self._again = self._loop.call_soon(self._readable)
-                raise
+            except Exception as error:
+                self._failed(error)
+                return
+            if self.zmq.closed:
+                return
+        # The descriptor shows edges: what is not read now would wait for the next one.
+        self._again = self._loop.call_soon(self._readable)
 
 
 class Hub:
     """The serve process's end. `receive` gets what is for no member: for the process's own nodes, or for nobody."""
 
-    def __init__(self, greet: Greet, receive: Receive) -> None:
+    def __init__(self, greet: Greet, receive: Receive, failed: Fail) -> None:
         self.endpoint = f"ipc://@headrace-{os.getpid()}-{secrets.token_hex(8)}"
         self._greet = greet
         self._receive = receive
         self._members: dict[bytes, Address] = {}
-        self._socket = Socket(zmq.ROUTER, self._frames)
+        self._socket = Socket(zmq.ROUTER, self._frames, failed)
         self._socket.zmq.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.zmq.set(zmq.IPC_FILTER_UID, os.getuid())
         self._socket.zmq.bind(self.endpoint)
@@ -137,6 +145,7 @@ class Hub:
 
     def _frames(self, frames: list[bytes]) -> None:
         if len(frames) != 4:
+            log.warning("dropped a message of %d frames", len(frames))
             return
         identity, header, body, payload = frames
         member = self._members.get(identity)
@@ -169,10 +178,10 @@ class Hub:
 class Link:
     """A worker's end."""
 
-    def __init__(self, address: Address, endpoint: str, receive: Receive) -> None:
+    def __init__(self, address: Address, endpoint: str, receive: Receive, failed: Fail) -> None:
         self.address = address
         self._receive = receive
-        self._socket = Socket(zmq.DEALER, self._frames)
+        self._socket = Socket(zmq.DEALER, self._frames, failed)
         self._socket.zmq.set(zmq.IDENTITY, _identity(address))
         self._socket.zmq.connect(endpoint)
         self._socket.listen()

@@ -5,22 +5,58 @@ Each is msgpack behind its length (4 bytes, little-endian), and is written at on
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from headrace.live.policies import engine_policies, policy
+from headrace.live.settings import EngineSettings, PolicySettings
+from headrace.nodes.instance import Instance
 from headrace.nodes.journal import Record
-from headrace.types.ids import Address
+from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.nodes.pool import PoolCore
+from headrace.nodes.router import Router
+from headrace.ports import Core
+from headrace.types.ids import Address, PoolId
+from headrace.types.kv import KVSpec
+from headrace.types.messages import InstanceInfo
+
+
+class RouterSettings(msgspec.Struct, frozen=True, tag="router"):
+    placement: PolicySettings
+    router: RouterConfig
+
+
+class PoolSettings(msgspec.Struct, frozen=True, tag="pool"):
+    pool: PoolId
+    spec: KVSpec
+    blocks: tuple[int, ...]
+    eviction: PolicySettings
+
+
+class InstanceSettings(msgspec.Struct, frozen=True, tag="instance"):
+    router: Address
+    info: InstanceInfo
+    spec: KVSpec
+    engine: EngineSettings
+    instance: InstanceConfig
 
 
 class Header(msgspec.Struct, frozen=True):
     """What is needed to make the same core again."""
 
-    kind: str
-    """"router" | "pool" | "instance"."""
     address: Address
-    settings: dict[str, Any]
-    """What it was made from."""
+    settings: RouterSettings | PoolSettings | InstanceSettings
+
+
+def remake(header: Header) -> Core:
+    """A fresh core like the one that a journal is of; `nodes.journal.replay` feeds it. Raises ConfigError."""
+    match header.settings:
+        case RouterSettings(placement, config):
+            return Router(header.address, policy("cluster.placement", placement), config)
+        case PoolSettings(pool, spec, blocks, eviction):
+            return PoolCore(header.address, pool, spec, blocks, policy("kv.evict", eviction))
+        case InstanceSettings(router, info, spec, engine, config):
+            return Instance(header.address, router, info, spec, engine_policies(engine), config)
 
 
 class JournalFile:

@@ -63,6 +63,7 @@ class Pool:
     def __init__(self, fd: int, layout: PoolLayout) -> None:
         self.fd = fd
         self.layout = layout
+        os.set_inheritable(fd, False)
         self._map = mmap.mmap(fd, layout.total)
         self._view = memoryview(self._map)
         self._ended = threading.Event()

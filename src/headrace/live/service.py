@@ -32,7 +32,7 @@ import msgspec
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Hub
-from headrace.live.journal import Header, JournalFile
+from headrace.live.journal import Header, JournalFile, PoolSettings, RouterSettings, remake
 from headrace.live.launch.local import Launcher
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.members import Member, Members, State
@@ -84,8 +84,8 @@ class Service:
         self._config = config
         self._model = model
         self._command = list(command)
-        self._placement = policy("cluster.placement", config.placement)
-        self._eviction = partial(policy, "kv.evict", config.eviction)
+        policy("cluster.placement", config.placement)
+        policy("kv.evict", config.eviction)
         self._secret = secrets.token_hex(16)
         self._numbers = itertools.count(1)
         self._expected = _expected(model)
@@ -147,35 +147,33 @@ class Service:
                 pool.fill()
 
     def _make_cores(self) -> None:
+        config = self._config
         self._loop = CoreLoop(self._fail)
         for index, pool in self._pools.items():
-            address = pool_address(index)
-            core = PoolCore(address, index, self._model.spec, pool.layout.blocks, self._eviction())
+            settings = PoolSettings(index, self._model.spec, pool.layout.blocks, config.eviction)
+            core = self._add(Header(pool_address(index), settings))
+            assert isinstance(core, PoolCore)
             self._pool_cores[index] = core
-            settings = {
-                "pool": index,
-                "spec": self._model.spec,
-                "blocks": pool.layout.blocks,
-                "eviction": self._config.eviction,
-            }
-            self._add("pool", address, core, settings)
-        self._router = Router(ROUTER, self._placement, self._config.router)
-        settings = {"placement": self._config.placement, "router": self._config.router}
-        self._router_node = self._add("router", ROUTER, self._router, settings)
+        router = self._add(Header(ROUTER, RouterSettings(config.placement, config.router)))
+        assert isinstance(router, Router)
+        self._router = router
+        self._router_node = self._nodes[ROUTER]
 
-    def _add(self, kind: str, address: Address, core: Core, settings: dict[str, Any]) -> Node:
+    def _add(self, header: Header) -> Core:
+        """Make a core and run it on the loop."""
+        core = shown = remake(header)
         if self._config.journal:
-            journal = JournalFile(self._config.journal, Header(kind, address, settings))
+            journal = JournalFile(self._config.journal, header)
             self._cleanup.callback(journal.close)
-            core = Journaled(core, journal)
-        node = self._nodes[address] = self._loop.add(core, partial(self._carry, address))
+            shown = Journaled(core, journal)
+        node = self._nodes[header.address] = self._loop.add(shown, partial(self._carry, header.address))
         self._cleanup.callback(node.close)
-        return node
+        return core
 
     def _make_workers(self) -> None:
         config = self._config
         infos = {w.name: self._info(index) for index, w in enumerate(config.workers)}
-        self._hub = Hub(self._greet, self._receive)
+        self._hub = Hub(self._greet, self._receive, self._fail)
         self._cleanup.callback(self._hub.close)
         self.members = Members(config, infos, self)
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // len(config.workers))

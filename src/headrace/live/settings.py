@@ -70,9 +70,9 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_ns: int = 300 * SECOND
     """A worker has so long to load its model."""
     heartbeat_ns: int = SECOND
-    """While there is work, a worker from which nothing was heard for so long is asked whether it lives."""
+    """While there is work, workers are asked this often whether they live."""
     silence_ns: int = 10 * SECOND
-    """One that says nothing for so long is killed."""
+    """One that then says nothing for so long is killed."""
     step_ns: int = 300 * SECOND
     """One whose step takes longer is killed, too."""
     backoff_ns: int = SECOND // 20

@@ -33,16 +33,14 @@ import uvloop
 from headrace.live import wire
 from headrace.live.bus import HUB, Link
 from headrace.live.drawn import Drawn
-from headrace.live.journal import Header, JournalFile
+from headrace.live.journal import Header, InstanceSettings, JournalFile, remake
 from headrace.live.loop import CoreLoop, Node
-from headrace.live.policies import engine_policies
 from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
 from headrace.live.transports import Site, open_transport
-from headrace.nodes.instance import Instance
 from headrace.nodes.journal import Journaled
-from headrace.ports import Core, Executor
+from headrace.ports import Executor
 from headrace.types.errors import HeadraceError, IncompatiblePeer
 from headrace.types.events import (
     Close,
@@ -119,6 +117,7 @@ def run(config: WorkerConfig, make_executor: MakeExecutor) -> NoReturn:
 
 async def _serve(config: WorkerConfig, make_executor: MakeExecutor) -> None:
     worker = Worker(config, make_executor)
+    asyncio.get_running_loop().set_exception_handler(worker.lost)
     await worker.ended
 
 
@@ -135,10 +134,9 @@ class Worker:
         self._started: dict[SequenceKey, None] = {}
         self._preemptions = 0
         self._reporting: asyncio.TimerHandle | None = None
-        self._policies = engine_policies(config.engine)
         buffers = self._pools[config.info.pool].buffers()
         self._transport = open_transport(config.transport, self._site(buffers))
-        self._link = Link(config.address, config.endpoint, self._receive)
+        self._link = Link(config.address, config.endpoint, self._receive, self._fail)
         self._steps = Steps(
             partial(make_executor, config, buffers), self._loaded, self._step_done, self._fail
         )
@@ -160,6 +158,10 @@ class Worker:
             written=lambda write, ok: self._node.post(Written(write, ok)),
             call=self._loop.call_soon_threadsafe,
         )
+
+    def lost(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback failed: nobody knows what it left undone."""
+        self._fail(context.get("exception") or RuntimeError(context["message"]))
 
     def _fail(self, error: Exception) -> None:
         if not self.ended.done():
@@ -183,13 +185,13 @@ class Worker:
 
     def _welcome(self, message: wire.Welcome) -> None:
         config = self._config
-        core: Core = Instance(
-            config.address, config.router, config.info, config.model.spec, self._policies, config.instance
+        header = Header(
+            config.address,
+            InstanceSettings(config.router, config.info, config.model.spec, config.engine, config.instance),
         )
+        core = remake(header)
         if config.journal:
-            core = Journaled(
-                core, JournalFile(config.journal, Header("instance", config.address, _made_from(config)))
-            )
+            core = Journaled(core, JournalFile(config.journal, header))
         self._node = CoreLoop(self._fail).add(core, self._carry)
         for peer in message.peers:
             self._joined(peer)
@@ -293,14 +295,3 @@ class Worker:
         assert report is not None
         counts = wire.WorkerCounts(preemptions=self._preemptions)
         self._link.send(self._config.router, report, wire.encode_payload(counts))
-
-
-def _made_from(config: WorkerConfig) -> dict[str, Any]:
-    """What a replay needs to make the core again."""
-    return {
-        "router": config.router,
-        "info": config.info,
-        "spec": config.model.spec,
-        "engine": config.engine,
-        "instance": config.instance,
-    }

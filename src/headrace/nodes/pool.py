@@ -181,7 +181,9 @@ class PoolCore:
                 self._send(holder, Leased(tuple(runs), short, self.blocks.available()))
 
     def _in_order(self) -> list[Address]:
-        return sorted(self._queue, key=lambda holder: (self._queue[holder].since_ns, holder))
+        """The oldest need first; those that only ask ahead come last."""
+        asks = self._queue
+        return sorted(asks, key=lambda holder: (not any(asks[holder].need), asks[holder].since_ns, holder))
 
     def _press(self) -> None:
         """Tell who is under pressure, and force those that are short behind the first."""

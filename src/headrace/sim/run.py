@@ -12,6 +12,7 @@ from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
 from headrace.sim.checkers import Checker, Violation, check_content, check_idle
+from headrace.sim.faults import Faults
 from headrace.sim.nodes import Node
 from headrace.sim.rng import KeyedRng
 from headrace.sim.scatter import Scatter
@@ -109,11 +110,7 @@ def build(world: World, cores: Cores, trace: Trace | None = None) -> Shell:
         shell.start(Place(f"i{number}", info, make))
     for ask in world.asks:
         shell.submit(ask.request, ask.payload)
-        if ask.leaves_ns is not None:
-            shell.withdraw(ask.leaves_ns, ask.request.id, ask.leaves_choice)
-    for at_ns, number in world.kills:
-        shell.kill_at(at_ns, f"i{number}")
-    shell.heal_at(world.heal_ns)
+    Faults(shell, world.faults)
     return shell
 
 
@@ -126,7 +123,7 @@ def policy(world: World, axis: str) -> Any:
 def _play(world: World, shell: Shell) -> None:
     loop = shell.loop
     while loop.instant():
-        if loop.now_ns > world.heal_ns + HANG_NS:
+        if loop.now_ns > world.faults.heal_ns + HANG_NS:
             unfinished = [c.request.id for c in shell.clients.all.values() if not c.ended]
             raise Violation(
                 f"requests {unfinished} hang" if unfinished else "the system does not come to rest"

@@ -10,6 +10,7 @@ from typing import Any
 from headrace import registry
 from headrace.nodes.instance import InstanceConfig
 from headrace.nodes.router import RouterConfig
+from headrace.sim.faults import Ambush, FaultPlan, Victim
 from headrace.sim.network import NetworkConfig
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ShellConfig
@@ -28,12 +29,10 @@ MILLI = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request and what its client does."""
+    """One request."""
 
     request: Request
     payload: SequencePayload
-    leaves_ns: int | None = None
-    leaves_choice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,7 @@ class World:
     shell: ShellConfig
     network: NetworkConfig
     asks: tuple[Ask, ...]
-    kills: tuple[tuple[int, int], ...] = ()
-    """(When, which instance)."""
-    heal_ns: int = 0
+    faults: FaultPlan
     options: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Of policies, by axis."""
 
@@ -68,24 +65,18 @@ def draw_world(seed: int) -> World:
     places = _draw_places(Draws(rng, "places"), instances)
     longest = max(spec.blocks_for(a.request.prompt + a.request.tokens_max) for a in asks)
     pools = tuple(
-        tuple(longest + draws.pick((1, 2, 3, 6, 12, 40)) for _ in spec.groups)
+        tuple(longest + draws.pick((0, 1, 2, 3, 6, 12, 40)) for _ in spec.groups)
         for _ in range(1 + max(pool for pool, _ in places))
     )
     policies = _draw_policies(Draws(rng, "policies"))
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
-    heal_ns = draws.between(1, 3) * MILLI
-    kills: list[tuple[int, int]] = []
-    if draws.chance(0.35):
-        kills = [
-            (draws.between(1, heal_ns), draws.between(0, instances - 1)) for _ in range(draws.between(1, 3))
-        ]
     faulty = draws.chance(0.4)
     late = draws.chance(0.4)
     network = NetworkConfig(
         latency_ns=draws.pick((1, 2, 5, 20)) * MICRO,
         late_ns=draws.pick((50, 200, 1000)) * MICRO,
         late_share=draws.pick((0.02, 0.1, 0.3)) if late else 0.0,
-        write_ns=draws.pick((1, 10, 60)) * MICRO,
+        write_ns=draws.pick((1, 10, 60, 300)) * MICRO,
         failed_share=draws.pick((0.02, 0.2)) if faulty else 0.0,
     )
     instance = _draw_instance(Draws(rng, "instance"))
@@ -110,8 +101,7 @@ def draw_world(seed: int) -> World:
         shell=shell,
         network=network,
         asks=asks,
-        kills=tuple(sorted(kills)),
-        heal_ns=heal_ns,
+        faults=_draw_faults(rng, asks, instances, network.write_ns),
     )
 
 
@@ -141,7 +131,7 @@ def _draw_instance(draws: Draws) -> InstanceConfig:
         lease_blocks=draws.pick((0, 1, 4, 16)),
         hold_ns=draws.pick((3, 20)) * MILLI,
         receive_ns=draws.pick((8, 40)) * MILLI,
-        fence_ns=draws.pick((1, 5)) * MILLI,
+        fence_ns=draws.pick((100, 1000, 5000)) * MICRO,
     )
 
 
@@ -149,7 +139,7 @@ def _draw_router(draws: Draws) -> RouterConfig:
     return RouterConfig(
         attempts_max=draws.pick((40, 100)),
         split_failures_max=draws.pick((1, 2, 50)),
-        refused_ns=draws.pick((10, 300)) * MICRO,
+        refused_ns=draws.pick((50, 300)) * MICRO,
     )
 
 
@@ -168,11 +158,43 @@ def _draw_policies(draws: Draws) -> dict[str, str]:
     return policies
 
 
+def _draw_faults(rng: KeyedRng, asks: tuple[Ask, ...], instances: int, write_ns: int) -> FaultPlan:
+    draws = Draws(rng, "faults")
+    heal_ns = draws.between(1, 3) * MILLI
+    names = [f"i{number}" for number in range(instances)]
+    kills = [(draws.between(1, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3))]
+    ambushes = [
+        Ambush(
+            draws.between(1, 6),
+            draws.pick(tuple(Victim)),
+            1 + int(draws.uniform() ** 2 * (100 * MICRO + 6 * write_ns)),
+        )
+        for _ in range(draws.between(1, 4))
+    ]
+    leaving = [a for a in asks if draws.chance(0.5)]
+    leaves = [
+        (
+            a.request.arrival_ns + draws.between(1, 1500) * MICRO,
+            a.request.id,
+            draws.between(0, a.request.choices - 1) if draws.chance(0.3) else None,
+        )
+        for a in leaving
+    ]
+    broken = draws.pick(asks).request
+    return FaultPlan(
+        kills=tuple(kills) if draws.chance(0.3) else (),
+        drains=((draws.between(1, heal_ns), "i0"),) if instances > 1 and draws.chance(0.15) else (),
+        leaves=tuple(leaves) if draws.chance(0.35) else (),
+        ambushes=tuple(ambushes) if draws.chance(0.3) else (),
+        doomed={broken.id: draws.between(0, broken.tokens_max - 1)} if draws.chance(0.1) else {},
+        heal_ns=heal_ns,
+    )
+
+
 def _draw_asks(draws: Draws, spec: KVSpec) -> tuple[Ask, ...]:
     """Requests whose prompts begin alike, so that prefixes are found, and whose clients may leave."""
     stems = [[draws.between(1, 40_000) for _ in range(draws.between(8, 32))] for _ in range(2)]
     spread_ns = draws.pick((1, 100, 1000)) * MICRO
-    leave = draws.chance(0.35)
     hasty = draws.chance(0.2)
     many = draws.chance(0.25)
     asks: list[Ask] = []
@@ -199,7 +221,5 @@ def _draw_asks(draws: Draws, spec: KVSpec) -> tuple[Ask, ...]:
             deadline_ns=arrival_ns + draws.between(1, 2000) * MICRO if hasty and draws.chance(0.3) else 2**62,
             priority=draws.pick((0, 0, 1, 2)),
         )
-        leaves = arrival_ns + draws.between(1, 1500) * MICRO if leave and draws.chance(0.5) else None
-        choice = draws.between(0, request.choices - 1) if draws.chance(0.3) else None
-        asks.append(Ask(request, SequencePayload(root, prompt, len(prompt), sampling), leaves, choice))
+        asks.append(Ask(request, SequencePayload(root, prompt, len(prompt), sampling)))
     return tuple(asks)

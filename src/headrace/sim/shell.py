@@ -34,7 +34,7 @@ from headrace.types.events import (
 )
 from headrace.types.ids import Address, PoolId, RequestId
 from headrace.types.kv import KVSpec
-from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
+from headrace.types.messages import AnyMessage, Dispatch, InstanceInfo, Start, Tail, Tokens
 from headrace.types.payload import SequencePayload
 from headrace.types.plan import StepPlan
 from headrace.types.request import Request
@@ -89,6 +89,8 @@ class Shell:
         self._places: dict[str, Place] = {}
         self._slow: dict[str, float] = {}
         self.watch: Watch | None = None
+        self.on_dispatch: Callable[[Address, Address, Dispatch], None] = lambda target, source, message: None
+        """Told when an instance asks another for KV."""
         self.counts: Counter[str] = Counter()
 
     # The fleet
@@ -120,6 +122,7 @@ class Shell:
             memory,
             self._duration_ns,
             self.config.depth,
+            self.clients.doomed,
         )
         others = [w for w in self.workers.values() if w.alive or w.found_ns > self.loop.now_ns]
         self._add(worker)
@@ -132,19 +135,6 @@ class Shell:
                 self._introduce(worker, node)
         self.loop.at(self.loop.now_ns + self.config.report_ns, self._report, worker)
         return worker
-
-    def kill_at(self, at_ns: int, name: str) -> None:
-        """End whichever incarnation of that name lives then."""
-        self.loop.at(at_ns, self._kill_name, name)
-
-    def heal_at(self, at_ns: int) -> None:
-        """From then on the network is a good one."""
-        self.loop.at(at_ns, self.network.heal)
-
-    def _kill_name(self, name: str) -> None:
-        for worker in list(self.workers.values()):
-            if worker.address.name == name:
-                self.kill(worker.address)
 
     def kill(self, address: Address) -> None:
         worker = self.workers[address]
@@ -216,13 +206,11 @@ class Shell:
         self.clients.submit(request, payload)
         self.loop.at(max(request.arrival_ns, self.loop.now_ns + 1), self._submitted, request)
 
-    def withdraw(self, at_ns: int, request: RequestId, choice: int | None) -> None:
-        self.loop.at(at_ns, self._withdrawn, request, choice)
-
     def _submitted(self, request: Request) -> None:
         self.router.receive(Submitted(request), self.loop.now_ns)
 
-    def _withdrawn(self, request: RequestId, choice: int | None) -> None:
+    def withdraw(self, request: RequestId, choice: int | None) -> None:
+        """The client wants no more of it, as of now."""
         if self.clients.withdraw(request, choice):
             self.router.receive(Withdrawn(request, choice), self.loop.now_ns)
 
@@ -250,13 +238,15 @@ class Shell:
             match command:
                 case Send(target, message):
                     receiver = self._by_address[target]
+                    if isinstance(message, Dispatch):
+                        self.on_dispatch(node.address, target, message)
                     self.network.send(node, receiver, message, self._attachment(node, message))
                 case WakeAt(at_ns):
                     self.loop.wake_at(node, at_ns)
                 case Deliver():
                     self.clients.deliver(command)
                 case Reject():
-                    self.clients.reject(command)
+                    self.clients.reject(command, self.loop.now_ns)
                 case Kill(peer):
                     self.loop.at(
                         self.loop.now_ns + self.network.delay_ns(node.index, self.loop.now_ns),

@@ -148,10 +148,12 @@ async def run_load(config: LoadConfig, progress: Progress = lambda done, total: 
     timeout = aiohttp.ClientTimeout(total=None, connect=30)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         model, vocabulary = await ask_model(config, session)
-        plan = plan_load(config, vocabulary)
+        # Warm-ups are prompts of their own, so that they fill no cache for the load.
+        plan = plan_load(config, vocabulary, extra=config.warmups)
         target = Target(config, session, model)
-        for request in plan[: config.warmups]:
+        for request in plan[config.prompts :]:
             await target.send(request)
+        del plan[config.prompts :]
         outcomes, duration_s = await run_plan(plan, target, config.concurrency, progress)
     return summarize(config, model, outcomes, duration_s)
 

@@ -88,6 +88,7 @@ def check(config: LoadConfig) -> None:
     rules = {
         "prompts must be at least 1": config.prompts >= 1,
         "request_rate must be more than 0": config.request_rate > 0,
+        "warmups must not be negative": config.warmups >= 0,
         "concurrency must be at least 1": config.concurrency is None or config.concurrency >= 1,
         "input_tokens must be at least 1": config.input_tokens >= 1,
         "output_tokens must be at least 1": config.output_tokens >= 1,
@@ -100,10 +101,10 @@ def check(config: LoadConfig) -> None:
             raise ConfigError(f"load: {complaint}")
 
 
-def plan_load(config: LoadConfig, vocabulary: int) -> list[LoadRequest]:
-    """Every request, by time. Raises ConfigError."""
+def plan_load(config: LoadConfig, vocabulary: int, extra: int = 0) -> list[LoadRequest]:
+    """Every request, by time, and `extra` ones that continue the load. Raises ConfigError."""
     check(config)
-    times = arrivals(Random(f"{config.seed}/arrivals"), config.prompts, config.request_rate)
+    times = arrivals(Random(f"{config.seed}/arrivals"), config.prompts + extra, config.request_rate)
     lengths = Random(f"{config.seed}/lengths")
     sources = read_prompts(config) if config.text is not None else [(None, None)]
     plan: list[LoadRequest] = []
@@ -163,7 +164,9 @@ def read_prompts(config: LoadConfig) -> list[tuple[Prompt, int | None]]:
             f"load: {path} has {len(words)} words, fewer than input_tokens {config.input_tokens}"
         )
     rng = Random(f"{config.seed}/text")
-    starts = [rng.randint(0, len(words) - config.input_tokens) for _ in range(config.prompts)]
+    starts = [
+        rng.randint(0, len(words) - config.input_tokens) for _ in range(config.prompts + config.warmups)
+    ]
     return [(" ".join(words[at : at + config.input_tokens]), None) for at in starts]
 
 

@@ -36,7 +36,9 @@ class Family(Protocol):
 
 def families() -> dict[str, Family]:
     """Every family by the architectures that it serves, found by walking this folder."""
-    modules: list[Any] = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    modules: list[Any] = [
+        import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+    ]
     return {architecture: module for module in modules for architecture in module.ARCHITECTURES}
 
 

@@ -28,7 +28,7 @@ struct Scratch {
   alignas(64) uint32_t keys[kDimMax / E::kWidth * kStep];    // [dim / width][64 keys]
   alignas(64) uint32_t values[kStep / E::kWidth * kDimMax];  // [64 keys / width][dim]
   alignas(64) Operand q[kVectors * kDimMax];
-  alignas(64) float scores[kVectors * kStep];
+  alignas(64) float scores[kRows * kStep] = {};  // of one block of vectors
   alignas(64) Operand weights[kVectors * kStep];
   const Element* rows[kStep];  // V of each key of the step; a row of zeros for a key that nobody attends
   const Element* rows_ahead[kStep / kChunk];  // V of each chunk of the step to come, to be prefetched
@@ -44,7 +44,7 @@ class TileAttention {
 
  public:
   TileAttention(const Attention& call, const Tile& tile)
-      : call_(call), tile_(tile), vectors_(tile.end - tile.begin), dim_((call.dim + 31) / 32 * 32) {
+      : call_(call), tile_(tile), vectors_(tile.end - tile.begin), dim_(call.dim) {
     for (int v = 0; v < vectors_; ++v) {
       int position = call.positions[(tile.begin + v) / call.group];
       s_.first[v] = call.first(position);
@@ -57,9 +57,8 @@ class TileAttention {
     head_ = head;
     next_head_ = next_head;
     for (int v = 0; v < vectors_; ++v) {
-      auto* q = static_cast<const Element*>(call_.q) + token(v) * call_.q_stride + head_in_all(v) * call_.dim;
-      E::operand(q, call_.dim, s_.q + v * dim_);
-      for (int d = call_.dim; d < dim_; ++d) s_.q[v * dim_ + d] = 0;
+      auto* q = static_cast<const Element*>(call_.q) + token(v) * call_.q_stride + head_in_all(v) * dim_;
+      E::operand(q, dim_, s_.q + v * dim_);
     }
   }
 
@@ -115,7 +114,7 @@ class TileAttention {
   const Element* chunk(int head, int position) const {
     int block = call_.tables[static_cast<ptrdiff_t>(tile_.sequence) * call_.table_width + position / call_.block_size];
     return static_cast<const Element*>(call_.kv) + block * call_.block_stride + head * call_.head_stride +
-           static_cast<ptrdiff_t>(position % call_.block_size) * call_.dim;
+           static_cast<ptrdiff_t>(position % call_.block_size) * dim_;
   }
 
   // Where the chunk lies that stands at `position`'s place in the step to come; where none does, some chunk.
@@ -128,51 +127,78 @@ class TileAttention {
     return chunk(head, next <= tile_.high && next + kChunk > tile_.low ? next : position);
   }
 
+  // Vectors that are multiplied together, and the keys of a step that any of them attends, in whole chunks.
+  struct Block {
+    int begin, count;
+    int key_begin, key_end;
+    bool exact;  // every vector attends every one of those keys that is not read as zeros
+  };
+
+  Block block(int begin, int base, int low, int high) const {
+    int count = least(kRows, vectors_ - begin), first = kStep, last = -1;
+    bool same = true;
+    for (int v = begin; v < begin + count; ++v) {
+      int v_first = greatest(s_.first[v], low) - base, v_last = least(s_.last[v], high) - base;
+      if (v > begin) same &= v_first == first && v_last == last;
+      first = least(first, v_first);
+      last = greatest(last, v_last);
+    }
+    if (first > last) return {begin, count, 0, 0, true};
+    int key_begin = first / kChunk * kChunk, key_end = last / kChunk * kChunk + kChunk;
+    same &= first == greatest(key_begin, low - base) && last == least(key_end - 1, high - base);
+    return {begin, count, key_begin, key_end, same};
+  }
+
   void step(int base) {
     int low = greatest(tile_.low, base), high = least(tile_.high, base + kStep - 1);
     pack_keys(base, low, high);
-    multiply<E>(vectors_, kStep, s_.q, dim_, Packed<E>{s_.keys, kStep}, dim_ / kWidth, nullptr, s_.scores, kStep);
-    bool shared = true;  // every vector attends every key from low to high
-    for (int v = 0; v < vectors_; ++v) {
-      softmax(v, base);
-      shared &= s_.first[v] <= low && s_.last[v] >= high;
+    Block blocks[(kVectors + kRows - 1) / kRows];
+    int count = 0;
+    bool exact = true;
+    for (int v = 0; v < vectors_; v += kRows) {
+      Block b = block(v, base, low, high);
+      if (b.key_begin == b.key_end) continue;
+      blocks[count++] = b;
+      exact &= b.exact;
+      multiply<E>(b.count, b.key_end - b.key_begin, s_.q + v * dim_, dim_, Packed<E>{s_.keys + b.key_begin, kStep},
+                  dim_ / kWidth, nullptr, s_.scores + b.key_begin, kStep);
+      for (int i = 0; i < b.count; ++i) softmax(v + i, s_.scores + i * kStep, base);
     }
     find_values(base, low, high);
+    if (count == 1 && exact) return accumulate(blocks[0], Found{s_.rows, s_.rows_ahead, dim_});
     int begin = (low - base) / kChunk * kChunk, end = (high - base) / kChunk * kChunk + kChunk;
-    if (shared && vectors_ <= kAccumulators / kColumns && dim_ == call_.dim) {
-      Found found{s_.rows + begin, s_.rows_ahead + begin / kChunk, call_.dim};
-      return accumulate(0, vectors_, found, begin, end);
-    }
     pack_values(begin, end);
-    if (shared || finite(begin, end)) return accumulate(0, vectors_, packed(begin), begin, end);
-    // Some V is infinite or NaN, and 0 * inf is not 0: each vector on its own, with the values that it may see.
-    for (int v = 0; v < vectors_; ++v) {
-      int first = greatest(s_.first[v], low), last = least(s_.last[v], high);
-      if (first > last) continue;
-      begin = (first - base) / kChunk * kChunk, end = (last - base) / kChunk * kChunk + kChunk;
-      find_values(base, first, last);
-      pack_values(begin, end);
-      accumulate(v, 1, packed(begin), begin, end);
+    exact = exact || finite(begin, end);
+    for (int i = 0; i < count; ++i) {
+      if (exact || blocks[i].exact)
+        accumulate(blocks[i], Packed<E>{s_.values, static_cast<size_t>(dim_)});
+      else
+        accumulate_singly(blocks[i], base, low, high);
     }
   }
 
-  Packed<E> packed(int begin) const { return {s_.values + begin / kWidth * dim_, static_cast<size_t>(dim_)}; }
-
-  // Add weight * V of keys begin..end - 1 of the step (whole chunks) to `count` vectors from v on.
+  // Add weight * V to a block of vectors.
   template <class B>
-  void accumulate(int v, int count, const B& values, int begin, int end) {
-    multiply<E>(count, dim_, s_.weights + v * kStep + begin, kStep, values, (end - begin) / kWidth, s_.rescale + v,
-                s_.partial.sum + v * dim_, dim_);
+  void accumulate(const Block& b, const B& values) {
+    multiply<E>(b.count, dim_, s_.weights + b.begin * kStep + b.key_begin, kStep, values.from(b.key_begin / kWidth),
+                (b.key_end - b.key_begin) / kWidth, s_.rescale + b.begin, s_.partial.sum + b.begin * dim_, dim_);
+  }
+
+  // The same where some V is infinite or NaN: 0 * inf is not 0, so each vector gets only the values that it may see.
+  void accumulate_singly(const Block& b, int base, int low, int high) {
+    for (int v = b.begin; v < b.begin + b.count; ++v) {
+      int first = greatest(s_.first[v], low), last = least(s_.last[v], high);
+      if (first > last) continue;
+      int begin = (first - base) / kChunk * kChunk, end = (last - base) / kChunk * kChunk + kChunk;
+      find_values(base, first, last);
+      accumulate(Block{v, 1, begin, end, true}, Found{s_.rows, s_.rows_ahead, dim_});
+    }
   }
 
   void pack_keys(int base, int low, int high) {
-    const int words = call_.dim / kWidth;
-    for (int c = 0; c < kStep; c += kChunk) {
+    const int words = dim_ / kWidth;
+    for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       uint32_t* out = s_.keys + c;
-      if (base + c > high || base + c + kChunk <= low) {  // nobody's keys: any number will do that is there
-        for (int d = 0; d < dim_ / kWidth; ++d) memset(out + d * kStep, 0, sizeof(uint32_t) * kChunk);
-        continue;
-      }
       auto* in = reinterpret_cast<const uint32_t*>(chunk(head_, base + c));
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
@@ -180,7 +206,7 @@ class TileAttention {
         for (int i = 0; i < 16; ++i) prefetch(next + (d + i) * 16);  // all of them: in rising order
         transpose(in + d, words, out + d * kStep, kStep);
       }
-      if (d < dim_ / kWidth) transpose_tail(in + d, words, words - d, out + d * kStep);
+      if (d < words) transpose_tail(in + d, words, words - d, out + d * kStep);
     }
   }
 
@@ -197,7 +223,7 @@ class TileAttention {
     for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       const Element* in = chunk(head_, base + c) + call_.plane_stride;
       s_.rows_ahead[c / kChunk] = upcoming(base + c) + call_.plane_stride;
-      for (int t = c; t < c + kChunk; ++t, in += call_.dim)
+      for (int t = c; t < c + kChunk; ++t, in += dim_)
         s_.rows[t] = base + t >= low && base + t <= high ? in : none;
     }
   }
@@ -207,15 +233,14 @@ class TileAttention {
     for (int t = begin; t < end; t += kWidth) {
       uint32_t* out = s_.values + t / kWidth * dim_;
       const Element* const* rows = s_.rows + t;
-      const Element* ahead = s_.rows_ahead[t / kChunk] + t % kChunk * call_.dim;
-      for (int d = 0; d < call_.dim * kWidth; d += 64 / sizeof(Element)) prefetch(ahead + d);
-      for (int d = 0; d < call_.dim; d += 16) {
+      const Element* ahead = s_.rows_ahead[t / kChunk] + t % kChunk * dim_;
+      for (int d = 0; d < dim_ * kWidth; d += 64 / sizeof(Element)) prefetch(ahead + d);
+      for (int d = 0; d < dim_; d += 16) {
         if constexpr (kWidth == 1)
           memcpy(out + d, rows[0] + d, 16 * sizeof(uint32_t));
         else
           store_bits(out + d, interleaved(rows[0] + d, rows[1] + d));
       }
-      for (int d = call_.dim; d < dim_; ++d) out[d] = 0;
     }
   }
 
@@ -224,9 +249,12 @@ class TileAttention {
     const Element* const* rows;
     const Element* const* ahead;
     int dim;
+    int first = 0;  // row of B that k counts from
 
-    inline auto at(int k, int column) const {
-      int t = k * kWidth;
+    Found from(int k) const { return {rows, ahead, dim, k}; }
+
+    INLINE auto at(int k, int column) const {
+      int t = (first + k) * kWidth;
       const Element* p = ahead[t / kChunk] + t % kChunk * dim + column * kWidth;
       if (column * kWidth * sizeof(Element) % 64 == 0) prefetch(p);
       return E::gather_b(rows + t, column);
@@ -242,8 +270,9 @@ class TileAttention {
     return !bad;
   }
 
-  // Scores of one vector into weights; moves its maximum and its sum of weights on.
-  void softmax(int v, int base) {
+  // Scores of one vector into weights; moves its maximum and its sum of weights on. Scores of chunks in which it attends
+  // nothing were not computed, and are not looked at.
+  void softmax(int v, const float* scores, int base) {
     Partial& p = s_.partial;
     int first = greatest(s_.first[v] - base, 0), last = least(s_.last[v] - base, kStep - 1);
     typename E::Operand* weights = s_.weights + v * kStep;
@@ -256,7 +285,7 @@ class TileAttention {
     const V factor = splat(call_.scale * 1.44269504f);
     V score[4];
     for (int i = 0; i < 4; ++i)
-      score[i] = where(mask >> 16 * i, mul(load(s_.scores + v * kStep + 16 * i), factor), splat(-INFINITY));
+      score[i] = where(mask >> 16 * i, mul(load(scores + 16 * i), factor), splat(-INFINITY));
     float now = hmax(max(max(score[0], score[1]), max(score[2], score[3])));
     if (now <= p.max[v]) now = p.max[v];
     V weight[4];
@@ -285,16 +314,16 @@ class TileAttention {
     for (int v = 0; v < vectors_; ++v) {
       V scale = splat(1.0f / hsum(load(p.weight + v * 16)));
       auto* out = static_cast<Element*>(call_.out) +
-                  (static_cast<ptrdiff_t>(token(v)) * call_.kv_heads * call_.group + head_in_all(v)) * call_.dim;
+                  (static_cast<ptrdiff_t>(token(v)) * call_.kv_heads * call_.group + head_in_all(v)) * dim_;
       // Masked keys may have turned a -0 into a +0; adding +0 makes both the same.
-      for (int d = 0; d < call_.dim; d += 16) E::output(out + d, add(mul(load(p.sum + v * dim_ + d), scale), zero()));
+      for (int d = 0; d < dim_; d += 16) E::output(out + d, add(mul(load(p.sum + v * dim_ + d), scale), zero()));
     }
   }
 
   const Attention& call_;
   const Tile& tile_;
   const int vectors_;
-  const int dim_;  // padded to whole multiples of 32
+  const int dim_;
   int head_ = 0, next_head_ = -1;
   Scratch<E> s_;
 };

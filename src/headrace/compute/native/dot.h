@@ -17,17 +17,17 @@ struct F32 {
   using Operand = float;
   static constexpr int kWidth = 1;
 
-  INLINE V load_b(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
-  INLINE V gather_b(const float* const* rows, int column) { return load(rows[0] + column); }
-  INLINE V splat_a(const float* a) { return splat(*a); }
-  INLINE V dot(V sum, V a, V b) { return fma(a, b, sum); }
+  static INLINE V load_b(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  static INLINE V gather_b(const float* const* rows, int column) { return load(rows[0] + column); }
+  static INLINE V splat_a(const float* a) { return splat(*a); }
+  static INLINE V dot(V sum, V a, V b) { return fma(a, b, sum); }
 
   static void operand(const float* from, int count, float* to) { memcpy(to, from, count * sizeof(float)); }
-  INLINE V put(float* to, V v) {
+  static INLINE V put(float* to, V v) {
     store(to, v);
     return v;
   }
-  INLINE void output(float* to, V v) { store(to, v); }
+  static INLINE void output(float* to, V v) { store(to, v); }
 };
 
 #if defined(__AVX512BF16__)
@@ -37,23 +37,23 @@ struct Bf16 {
   using Operand = uint16_t;
   static constexpr int kWidth = 2;
 
-  INLINE __m512bh load_b(const uint32_t* p) { return (__m512bh)load_bits(p); }
-  INLINE __m512bh gather_b(const uint16_t* const* rows, int column) {
+  static INLINE __m512bh load_b(const uint32_t* p) { return (__m512bh)load_bits(p); }
+  static INLINE __m512bh gather_b(const uint16_t* const* rows, int column) {
     return (__m512bh)interleaved(rows[0] + column, rows[1] + column);
   }
-  INLINE __m512bh splat_a(const uint16_t* a) {
+  static INLINE __m512bh splat_a(const uint16_t* a) {
     uint32_t pair;
     memcpy(&pair, a, sizeof pair);
     return (__m512bh)splat_bits(pair);
   }
-  INLINE V dot(V sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
+  static INLINE V dot(V sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
 
   static void operand(const uint16_t* from, int count, uint16_t* to) { memcpy(to, from, count * sizeof(uint16_t)); }
-  INLINE V put(uint16_t* to, V v) {
+  static INLINE V put(uint16_t* to, V v) {
     narrow(to, v);
     return widen(to);
   }
-  INLINE void output(uint16_t* to, V v) { narrow(to, v); }
+  static INLINE void output(uint16_t* to, V v) { narrow(to, v); }
 };
 #else
 // Without vdpbf16ps A is held in f32 (attention weights are not rounded), and B is widened in registers.
@@ -65,13 +65,13 @@ struct Bf16 {
     V first, second;
   };
 
-  INLINE Pair load_b(const uint32_t* p) {
+  static INLINE Pair load_b(const uint32_t* p) {
     Bits words = load_bits(p);
     return {low_half(words), high_half(words)};
   }
-  INLINE Pair gather_b(const uint16_t* const* rows, int column) { return {widen(rows[0] + column), widen(rows[1] + column)}; }
-  INLINE Pair splat_a(const float* a) { return {splat(a[0]), splat(a[1])}; }
-  INLINE V dot(V sum, Pair a, Pair b) { return fma(a.second, b.second, fma(a.first, b.first, sum)); }
+  static INLINE Pair gather_b(const uint16_t* const* rows, int column) { return {widen(rows[0] + column), widen(rows[1] + column)}; }
+  static INLINE Pair splat_a(const float* a) { return {splat(a[0]), splat(a[1])}; }
+  static INLINE V dot(V sum, Pair a, Pair b) { return fma(a.second, b.second, fma(a.first, b.first, sum)); }
 
   static void operand(const uint16_t* from, int count, float* to) {
     for (int i = 0; i < count; ++i) {
@@ -79,11 +79,11 @@ struct Bf16 {
       memcpy(to + i, &bits, sizeof bits);
     }
   }
-  INLINE V put(float* to, V v) {
+  static INLINE V put(float* to, V v) {
     store(to, v);
     return v;
   }
-  INLINE void output(uint16_t* to, V v) { narrow(to, v); }
+  static INLINE void output(uint16_t* to, V v) { narrow(to, v); }
 };
 #endif
 
@@ -93,7 +93,9 @@ struct Packed {
   const uint32_t* words;
   size_t pitch;
 
-  inline auto at(int k, int column) const { return E::load_b(words + k * pitch + column); }
+  Packed from(int k) const { return {words + k * pitch, pitch}; }
+
+  INLINE auto at(int k, int column) const { return E::load_b(words + k * pitch + column); }
 };
 
 // R rows and 16 * C columns from `column` on. `factor`: what the old C is multiplied by first, per row; null: C is 0.
@@ -115,29 +117,23 @@ INLINE void multiply_block(const typename E::Operand* a, size_t lda, const B& b,
     for (int j = 0; j < C; ++j) store(c + r * ldc + 16 * j, sum[r][j]);
 }
 
-// Any number of rows, in blocks of R, then R - 1, ...
+// At most R rows.
 template <class E, int R, int C, class B>
-inline void multiply_rows(int rows, const typename E::Operand* a, size_t lda, const B& b, int column, int words,
-                          const float* factor, float* c, size_t ldc) {
-  int r = 0;
-  for (; r + R <= rows; r += R)
-    multiply_block<E, R, C>(a + r * lda, lda, b, column, words, factor ? factor + r : nullptr, c + r * ldc, ldc);
-  if constexpr (R > 1)
-    if (r < rows)
-      multiply_rows<E, R - 1, C>(rows - r, a + r * lda, lda, b, column, words, factor ? factor + r : nullptr,
-                                 c + r * ldc, ldc);
+inline void multiply_columns(int rows, const typename E::Operand* a, size_t lda, const B& b, int column, int words,
+                             const float* factor, float* c, size_t ldc) {
+  if (rows == R) return multiply_block<E, R, C>(a, lda, b, column, words, factor, c, ldc);
+  if constexpr (R > 1) multiply_columns<E, R - 1, C>(rows, a, lda, b, column, words, factor, c, ldc);
 }
 
-// Any number of rows and of columns, the latter a multiple of 32.
+// At most kRows rows; a multiple of 16 columns.
 template <class E, class B>
 inline void multiply(int rows, int columns, const typename E::Operand* a, size_t lda, const B& b, int words,
                      const float* factor, float* c, size_t ldc) {
   int j = 0;
-  for (; j + 16 * kColumns <= columns; j += 16 * kColumns)
-    multiply_rows<E, kAccumulators / kColumns, kColumns>(rows, a, lda, b, j, words, factor, c + j, ldc);
-  if constexpr (kColumns > 2)
-    for (; j < columns; j += 32)
-      multiply_rows<E, kAccumulators / 2, 2>(rows, a, lda, b, j, words, factor, c + j, ldc);
+  for (; j + 64 <= columns && kColumns == 4; j += 64)
+    multiply_columns<E, kRows, 4>(rows, a, lda, b, j, words, factor, c + j, ldc);
+  for (; j + 32 <= columns; j += 32) multiply_columns<E, kRows, 2>(rows, a, lda, b, j, words, factor, c + j, ldc);
+  if (j < columns) multiply_columns<E, kRows, 1>(rows, a, lda, b, j, words, factor, c + j, ldc);
 }
 
 }  // namespace

@@ -10,13 +10,12 @@ namespace {
 template <class E>
 void linear_panel(const Linear& call, int row_begin, int row_end, int panel) {
   FlushDenormals flush;
-  constexpr int block = kAccumulators / 2;
-  alignas(64) float sums[block * kPanel];
+  alignas(64) float sums[kRows * kPanel];
   const int words = (call.k + E::kWidth - 1) / E::kWidth, pitch = words * E::kWidth;
   const uint32_t* weight = call.weight + static_cast<size_t>(panel) * words * kPanel;
   const int column = panel * kPanel, columns = call.n - column < kPanel ? call.n - column : kPanel;
-  for (int row = row_begin; row < row_end; row += block) {
-    int rows = row_end - row < block ? row_end - row : block;
+  for (int row = row_begin; row < row_end; row += kRows) {
+    int rows = row_end - row < kRows ? row_end - row : kRows;
     auto* x = static_cast<const typename E::Operand*>(call.x) + static_cast<size_t>(row) * pitch;
     multiply<E>(rows, kPanel, x, pitch, Packed<E>{weight, kPanel}, words, nullptr, sums, kPanel);
     for (int r = 0; r < rows; ++r) {

@@ -20,7 +20,7 @@
 #include <immintrin.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 #include "vec_avx512.h"

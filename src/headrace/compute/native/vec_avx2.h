@@ -11,7 +11,8 @@ struct Bits {
   __m256i low, high;
 };
 
-constexpr int kAccumulators = 6;  // 12 of 16 registers
+// Accumulators of 3 rows and 2 x 16 columns fill 12 of 16 registers.
+constexpr int kRows = 3;
 constexpr int kColumns = 2;
 
 INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

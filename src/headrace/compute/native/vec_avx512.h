@@ -7,8 +7,9 @@ namespace {
 using V = __m512;
 using Bits = __m512i;
 
-constexpr int kAccumulators = 24;  // of 32 registers; the rest hold a row of B, an element of A and temporaries
-constexpr int kColumns = 4;        // that share one element of A; the other 24 / 4 = 6 are rows
+// Accumulators of 6 rows and 4 x 16 columns fill 24 of 32 registers; the others hold a row of B and an element of A.
+constexpr int kRows = 6;
+constexpr int kColumns = 4;
 
 INLINE V zero() { return _mm512_setzero_ps(); }
 INLINE V splat(float x) { return _mm512_set1_ps(x); }

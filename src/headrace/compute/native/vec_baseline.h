@@ -8,7 +8,8 @@ typedef float V __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
-constexpr int kAccumulators = 2;
+// Accumulators of 1 row and 2 x 16 columns fill 8 of 16 registers (SSE2).
+constexpr int kRows = 1;
 constexpr int kColumns = 2;
 
 INLINE V splat(float x) { return V{} + x; }
