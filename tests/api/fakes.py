@@ -286,9 +286,8 @@ def serving(
 
     async def main() -> None:
         app = create_app(gateway, tokenizer, settings)
-        server = ApiServer(app, listener, drain_timeout_s=drain_timeout_s, access_log=False)
+        server = ApiServer(app, listener, drain_timeout_s, listening=lambda address: begun.set())
         holder.append(Running(app, server, address, asyncio.get_running_loop()))
-        asyncio.get_running_loop().call_soon(begun.set)
         await server.run_until_drained()
 
     def run() -> None:

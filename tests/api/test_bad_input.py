@@ -184,6 +184,7 @@ class TestBodies:
         [
             b"", b"{", b"null", b"[]", b'"x"', b"{'a': 1}", b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}', b'{"n": NaN}',
             b'{"n": 1e999}', b"[" * 100_000, b"\x00\x01", b'{"model": "m"} trailing', b"a=1&b=2",
+            b'{"n": ' + b"1" * 5000 + b"}",
         ],
     )  # fmt: skip
     def test_no_json(self, http: httpx.Client, path: str, body: bytes) -> None:

@@ -1,5 +1,6 @@
 """Sockets, signals and the drain."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headrace.api.server import address_of, close, listen, listen_unix
+from headrace.api.app import create_app
+from headrace.api.server import address_of, close, listen, listen_unix, serve_api
 from headrace.api.tokenizer import Tokenizer
 from headrace.types.errors import ConfigError
 from tests.api.fakes import WAIT_S, FakeGateway, Pace, Running, serving
@@ -137,6 +139,13 @@ class TestSockets:
         with taken, pytest.raises(ConfigError, match=rf"--port {port} .*in use"):
             listen("127.0.0.1", port)
 
+    def test_a_port_taken_while_the_model_was_loaded(self, tokenizer: Tokenizer) -> None:
+        with listen("127.0.0.1", 0) as ours, listen("127.0.0.1", ours.getsockname()[1]) as theirs:
+            theirs.listen()
+            app = create_app(FakeGateway(tokenizer), tokenizer)
+            with pytest.raises(ConfigError, match="in use; choose another --port"):
+                asyncio.run(serve_api(app, listener=ours))
+
     def test_an_unknown_host_names_the_flag(self) -> None:
         with pytest.raises(ConfigError, match=r"--host no\.such\.host\.invalid"):
             listen("no.such.host.invalid", 0)
@@ -151,6 +160,7 @@ class TestSockets:
         listener = listen_unix(path)
         assert address_of(listener) == f"unix:{path}"
         assert path.stat().st_mode & 0o777 == 0o600
+        listener.listen()
         with pytest.raises(ConfigError, match="--uds"):
             listen_unix(path)
         listener.close()

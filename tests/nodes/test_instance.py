@@ -134,7 +134,7 @@ def test_what_can_never_fit_fails_for_good():
     node = InstanceBench()
     node.hear(ROUTER, start(total=250, emits_max=7))
     failed = node.one(Failed, ROUTER)
-    assert not failed.retry and "257 tokens need 65 blocks" in failed.reason and node.closed == [key()]
+    assert not failed.retry and "257 tokens need [65] blocks" in failed.reason and node.closed == [key()]
     node.hear(ROUTER, start(2, total=250, emits_max=6))
     assert not node.sent(Failed)
 

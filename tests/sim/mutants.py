@@ -38,11 +38,11 @@ def splits(world: World) -> bool:
 
 
 def leaves(world: World) -> bool:
-    return any(ask.leaves_ns is not None for ask in world.asks)
+    return bool(world.faults.leaves or world.faults.ambushes)
 
 
 def dies(world: World) -> bool:
-    return bool(world.kills)
+    return bool(world.faults.kills or world.faults.ambushes)
 
 
 def shares(world: World) -> bool:
@@ -150,7 +150,7 @@ def pool_forgets_who_is_short(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PoolCore, "_serve", forgetful)
 
 
-@mutant(lambda world: dies(world) and splits(world) and shares(world))
+@mutant(lambda world: bool(world.faults.ambushes) and splits(world))
 def no_quarantine(patch: pytest.MonkeyPatch) -> None:
     forget, end = BlockPool.forget, BlockPool.end_quarantine
 

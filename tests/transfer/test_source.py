@@ -19,7 +19,7 @@ SPEC = KVSpec(
 
 def session(*table: TableRun, shared: bool = False) -> Outgoing:
     dispatch = Dispatch(KEY, Slot(9), table, shared, expected=0)
-    return Outgoing(dispatch, TARGET, SPEC, [0, 0])
+    return Outgoing(dispatch, TARGET, SPEC)
 
 
 def numbers() -> Callable[[], WriteId]:

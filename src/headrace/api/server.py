@@ -69,7 +69,12 @@ class ApiServer(uvicorn.Server):
     """uvicorn's server on sockets bound earlier, with a drain in place of its sudden end."""
 
     def __init__(
-        self, app: Starlette, listener: socket.socket, drain_timeout_s: float, access_log: bool
+        self,
+        app: Starlette,
+        listener: socket.socket,
+        drain_timeout_s: float = 60.0,
+        access_log: bool = False,
+        listening: Callable[[str], None] = lambda address: None,
     ) -> None:
         self._api: Api = app.state.api
         super().__init__(
@@ -89,6 +94,7 @@ class ApiServer(uvicorn.Server):
         )
         self._listener = listener
         self._drain_timeout_s = drain_timeout_s
+        self._listening = listening
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -100,6 +106,15 @@ class ApiServer(uvicorn.Server):
         finally:
             if self._drain is not None:
                 self._drain.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also when a port is taken only now: sockets that do not listen yet may share one."""
+        address = address_of(self._listener)
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise ConfigError(f"{address} cannot be used: {error.strerror}; choose another --port") from error
+        self._listening(address)
 
     def drain(self) -> None:
         """Begin to end; again: end now. To be called on the loop's thread."""
@@ -207,10 +222,7 @@ async def serve_api(
     `listening` is told the address once connections are accepted.
     """
     bound = listener or (listen_unix(uds) if uds is not None else listen(host, port))
-    server = ApiServer(app, bound, drain_timeout_s, access_log)
-    address = address_of(bound)
-    listening(address)
     try:
-        await server.run_until_drained()
+        await ApiServer(app, bound, drain_timeout_s, access_log, listening).run_until_drained()
     finally:
         close(bound)

@@ -42,6 +42,13 @@ class Memory:
         blocks = self.spec.blocks_for(tokens)
         return [max(0, blocks - len(table)) for table in sequence.tables]
 
+    def demand(self, tokens: int, chunk: int) -> list[int]:
+        """Blocks per group that a sequence of `tokens` tokens holds at most, computed in chunks of at most `chunk`."""
+        whole = self.spec.blocks_for(tokens)
+        # A window and a chunk may begin anywhere in a block.
+        near = [self.spec.blocks_for(g.window + chunk) + 1 if g.window else whole for g in self.spec.groups]
+        return [min(whole, n) for n in near]
+
     def missing_at_start(self, sequence: Sequence, chunk: int) -> list[int]:
         """Blocks to begin with: all that is known in full groups (so that it lies in one piece), the first `chunk` tokens in windows.
 
@@ -119,7 +126,11 @@ class Memory:
             if at < full:
                 runs += table_runs(group, at, table[at:full])
                 sequence.published[group] = full
-        return Publish(sequence.key, tuple(runs), tuple(sequence.hashes[:full])) if runs else None
+        if not runs:
+            return None
+        # With the hash before them, so that the pool knows what they hang on.
+        first = max(0, min(run.at for run in runs) - 1)
+        return Publish(sequence.key, tuple(runs), tuple(sequence.hashes[first:full]), first)
 
     def trim(self, sequence: Sequence, tokens: int) -> list[Trim]:
         """Give back what windows have passed: blocks that no token from position `tokens` on attends to."""

@@ -107,9 +107,17 @@ class BlockPool:
         return blocks * self.spec.block_size, tuple(table)
 
     def publish(
-        self, holder: Address, key: SequenceKey, table: tuple[TableRun, ...], hashes: tuple[BlockHash, ...]
+        self,
+        holder: Address,
+        key: SequenceKey,
+        table: tuple[TableRun, ...],
+        hashes: tuple[BlockHash, ...],
+        first: int = 0,
     ) -> None:
-        """Move full blocks from the lease into the index, locked by the handle. A second copy of a block in use serves this handle only."""
+        """Move full blocks from the lease into the index, locked by the handle. A second copy of a block in use serves this handle only.
+
+        `hashes` are those of logical blocks from `first` on.
+        """
         handle = self.handles.setdefault((holder, key), [Locks() for _ in self.blocks])
         for run in table:
             self.leases[holder][run.group].remove(run.first, run.count)
@@ -119,8 +127,8 @@ class BlockPool:
             assert locks.end == run.at, "a handle is published in order"
             for i in range(run.count):
                 depth = run.at + i
-                parent = hashes[depth - 1] if depth else None
-                entry = Entry(run.first + i, hashes[depth], parent, depth, refs=1, uses=1)
+                parent = hashes[depth - first - 1] if depth else None
+                entry = Entry(run.first + i, hashes[depth - first], parent, depth, refs=1, uses=1)
                 idle = tree.insert(entry)
                 if idle is not None:
                     self.free[run.group].add(idle.block, 1)

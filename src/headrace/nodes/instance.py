@@ -227,10 +227,10 @@ class Instance:
         if message.source is not None and self._gone(message.source):
             return Failed(message.key, f"{message.source} was lost", retry=True)
         tokens = message.total + message.emits_max
-        blocks, have = self._spec.blocks_for(tokens), min(self._info.blocks_total)
-        if blocks <= have:
+        demand = self.memory.demand(tokens, self._config.tokens_max)
+        if all(n <= have for n, have in zip(demand, self._info.blocks_total, strict=True)):
             return None
-        reason = f"{tokens} tokens need {blocks} blocks of KV, the pool has {have}"
+        reason = f"{tokens} tokens need {demand} blocks of KV, the pool has {list(self._info.blocks_total)}"
         return Failed(message.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=False)
 
     def _resume(self, key: SequenceKey) -> None:

@@ -103,8 +103,8 @@ class PoolCore:
             case Match(key, hashes, limit):
                 tokens, table = pool.match(source, key, hashes, limit, now_ns)
                 self._send(source, Matched(key, tokens, table))
-            case Publish(key, table, hashes):
-                pool.publish(source, key, table, hashes)
+            case Publish(key, table, hashes, first):
+                pool.publish(source, key, table, hashes, first)
             case Trim(key, group, below):
                 pool.trim(source, key, group, below, now_ns)
             case Release(key):

@@ -387,7 +387,8 @@ class Router:
         )
         self._count("transfer_bytes", message.bytes)
         self._count("transfer_writes", message.writes)
-        self._count("tokens_transferred", choice.request.prompt + choice.history - message.cached)
+        if message.bytes:
+            self._count("tokens_transferred", choice.request.prompt + choice.history - message.cached)
         if choice.prefill in choice.assigned:
             self._fleet.assign(choice.prefill, -1, -choice.assigned.pop(choice.prefill))
 

@@ -48,9 +48,7 @@ class Sending:
         if sequence is None:
             self._early[dispatch.key] = (target, dispatch)
         else:
-            self._sessions[dispatch.key] = Outgoing(
-                dispatch, target, self._spec, [0] * len(self._spec.groups)
-            )
+            self._sessions[dispatch.key] = Outgoing(dispatch, target, self._spec)
 
     def started(self, sequence: Sequence) -> None:
         """A PREFILL sequence began: has its target asked already?"""

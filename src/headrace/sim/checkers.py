@@ -8,7 +8,7 @@ from headrace.nodes.pool import PoolCore
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import Node, Worker
 from headrace.sim.shell import Shell
-from headrace.types.events import Command, Event
+from headrace.types.events import Command, Event, Write
 from headrace.types.hashing import block_hashes
 from headrace.types.ids import BlockHash
 
@@ -22,6 +22,7 @@ class Checker:
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
+        shell.network.on_copy = self._copied
 
     def __call__(self, node: Node, now_ns: int, event: Event | None, commands: list[Command] | None) -> None:
         if commands is None:
@@ -32,6 +33,21 @@ class Checker:
             pool, _ = self._shell.pools[node.info.pool]
             assert isinstance(pool.state, PoolCore)
             check_lease(node, pool.state.blocks)
+
+    def _copied(self, target: Worker, write: Write) -> None:
+        pool, _ = self._shell.pools[target.info.pool]
+        assert isinstance(pool.state, PoolCore)
+        check_landing(target, pool.state.blocks, write)
+
+
+def check_landing(target: Worker, pool: BlockPool, write: Write) -> None:
+    """Memory that may still be written into is its target's, or in quarantine after it: nobody else can have it."""
+    segments = pool.leases.get(target.address) or pool.quarantine.get(target.address)
+    runs = segments[write.group].runs() if segments else []
+    if not any(first <= write.target_first < first + size for first, size in runs):
+        raise Violation(
+            f"a write lands in block {write.target_first}, which is not {target.address}'s any more"
+        )
 
 
 def check_lease(worker: Worker, pool: BlockPool) -> None:

@@ -19,6 +19,8 @@ class Stream:
     finish: FinishReason | None = None
     timeline: Timeline | None = None
     withdrawn: bool = False
+    attempt: int = 0
+    """The latest that was started."""
     expected: list[int] = field(default_factory=list[int])
     expected_finish: FinishReason | None = None
 
@@ -66,6 +68,7 @@ class Clients:
         ids = client.payload.token_ids + stream.token_ids[: start.history]
         assert start.total == len(ids)
         assert start.emits_max == client.request.tokens_max - start.history > 0
+        stream.attempt = start.key.attempt
         return SequencePayload(client.payload.root, ids, client.payload.prompt, client.payload.sampling)
 
     def drawn(self, emissions: tuple[Emission, ...]) -> None:
@@ -81,6 +84,7 @@ class Clients:
         client = self.all[command.request]
         stream = client.streams[command.choice]
         assert (key.request, key.choice) == (command.request, command.choice)
+        assert key.attempt == stream.attempt, f"{key} is delivered while attempt {stream.attempt} runs"
         assert not stream.ended, f"{key}: more tokens after the end"
         assert client.rejected is None, f"{key}: more tokens after a rejection"
         assert command.first == len(stream.token_ids), (

@@ -39,6 +39,8 @@ class Network:
         self.config = config
         self.deliver: Callable[[Node, Node, AnyMessage, Attachment], None]
         """Set by the shell: a message has arrived."""
+        self.on_copy: Callable[[Worker, Write], None] = lambda target, write: None
+        """Told just before a write reaches memory."""
         self._loop = loop
         self._rng = rng
         self._last: dict[tuple[int, int], int] = {}
@@ -96,6 +98,7 @@ class Network:
 
     def _copy(self, source: Worker, target: Worker, write: Write, count: int) -> None:
         if self._reaches(source):
+            self.on_copy(target, write)
             target.memory.copy_from(source.memory, write.group, write.source_first, write.target_first, count)
 
     def _landed(self, source: Worker, target: Worker, write: Write) -> None:

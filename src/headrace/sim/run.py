@@ -33,13 +33,39 @@ class Failure(AssertionError):
     """A seed that found something. Says how to see it again."""
 
 
-@dataclass(frozen=True, slots=True)
 class Cores:
-    """What a run is made of; a test of the tests puts a broken one in."""
+    """Makes the cores of a world by address: for a run, for each next incarnation, and to repeat a journal."""
 
-    instance: Callable[..., Core] = Instance
-    pool: Callable[..., Core] = PoolCore
-    router: Callable[..., Core] = Router
+    def __init__(self, world: World) -> None:
+        self._world = world
+        axes = ("batching", "admission", "ordering", "preemption")
+        self._policies = EnginePolicies(*(self._policy(f"engine.{axis}") for axis in axes))
+
+    def at(self, address: Address) -> Core:
+        world = self._world
+        if address == ROUTER:
+            return Router(address, self._policy("cluster.placement"), world.router)
+        kind, number = address.name[0], int(address.name[len(address.name.rstrip("0123456789")) :])
+        if kind == "p":
+            eviction = self._policy("kv.evict")
+            return PoolCore(address, PoolId(number), world.spec, world.pools[number], eviction)
+        return Instance(address, ROUTER, self.info(number), world.spec, self._policies, world.instance)
+
+    def info(self, number: int) -> InstanceInfo:
+        pool, leaning = self._world.places[number]
+        return InstanceInfo(
+            pool=PoolId(pool),
+            pool_address=pool_address(PoolId(pool)),
+            leaning=leaning,
+            sequences_max=self._world.instance.sequences_max,
+            blocks_total=self._world.pools[pool],
+        )
+
+    def _policy(self, axis: str) -> Any:
+        name = self._world.policies[axis]
+        if name == SCATTER:
+            return Scatter(KeyedRng(self._world.seed))
+        return registry.load(axis, name, self._world.options.get(axis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +87,9 @@ def run(seed: int, trace: Trace | None = None) -> Outcome:
     return simulate(draw_world(seed), trace)
 
 
-def simulate(world: World, trace: Trace | None = None, cores: Cores | None = None) -> Outcome:
+def simulate(world: World, trace: Trace | None = None) -> Outcome:
     try:
-        shell = build(world, cores or Cores(), trace)
+        shell = build(world, trace)
         _play(world, shell)
         check_idle(shell)
         check_content(shell)
@@ -74,7 +100,7 @@ def simulate(world: World, trace: Trace | None = None, cores: Cores | None = Non
     return _outcome(world, shell)
 
 
-def build(world: World, cores: Cores, trace: Trace | None = None) -> Shell:
+def build(world: World, trace: Trace | None = None) -> Shell:
     shell = Shell(world.spec, world.seed, world.shell, world.network)
     checker = Checker(shell)
 
@@ -87,37 +113,16 @@ def build(world: World, cores: Cores, trace: Trace | None = None) -> Shell:
         checker(node, now_ns, event, commands)
 
     shell.watch = watch if trace is not None else checker
-    policies = EnginePolicies(
-        *(policy(world, f"engine.{axis}") for axis in ("batching", "admission", "ordering", "preemption"))
-    )
-    shell.add_router(cores.router(ROUTER, policy(world, "cluster.placement"), world.router))
+    cores = Cores(world)
+    shell.add_router(cores.at(ROUTER))
     for number, blocks in enumerate(world.pools):
-        pool = PoolId(number)
-        core = cores.pool(pool_address(pool), pool, world.spec, blocks, policy(world, "kv.evict"))
-        shell.add_pool(pool, blocks, core)
-
-    def make(address: Address, router: Address, info: InstanceInfo) -> Core:
-        return cores.instance(address, router, info, world.spec, policies, world.instance)
-
-    for number, (pool, leaning) in enumerate(world.places):
-        info = InstanceInfo(
-            pool=PoolId(pool),
-            pool_address=pool_address(PoolId(pool)),
-            leaning=leaning,
-            sequences_max=world.instance.sequences_max,
-            blocks_total=world.pools[pool],
-        )
-        shell.start(Place(f"i{number}", info, make))
+        shell.add_pool(PoolId(number), blocks, cores.at(pool_address(PoolId(number))))
+    for number in range(len(world.places)):
+        shell.start(Place(f"i{number}", cores.info(number), cores.at))
     for ask in world.asks:
         shell.submit(ask.request, ask.payload)
     Faults(shell, world.faults)
     return shell
-
-
-def policy(world: World, axis: str) -> Any:
-    if world.policies[axis] == SCATTER:
-        return Scatter(KeyedRng(world.seed))
-    return registry.load(axis, world.policies[axis], world.options.get(axis))
 
 
 def _play(world: World, shell: Shell) -> None:

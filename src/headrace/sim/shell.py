@@ -65,8 +65,7 @@ class Place:
 
     name: str
     info: InstanceInfo
-    make: Callable[[Address, Address, InstanceInfo], Core]
-    """A core from its address, the router's, and its info."""
+    make: Callable[[Address], Core]
 
 
 class Shell:
@@ -111,7 +110,7 @@ class Shell:
             self._places[place.name] = place
             self._slow[place.name] = self.config.slow[len(self._slow)] if self.config.slow else 1.0
         address = Address(place.name, epoch)
-        core = place.make(address, ROUTER, place.info)
+        core = place.make(address)
         memory = self.pools[place.info.pool][1]
         worker = Worker(
             len(self.nodes),

@@ -9,6 +9,7 @@ Cancelled or failed sessions issue nothing more and are `quiet` when their write
 session: a retry is a new attempt with a new slot, as a doubled write would be counted twice.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,8 +27,8 @@ class Outgoing:
     dispatch: Dispatch
     target: Address
     spec: KVSpec
-    sent: list[int] = field(default_factory=list[int])
-    """Per group: logical blocks before this one are sent."""
+    wanted: list[deque[tuple[int, int]]] = field(init=False)
+    """Per group: (logical block, target's block id) of what is not sent yet, ascending."""
     inflight: dict[WriteId, None] = field(default_factory=dict[WriteId, None])
     tail_sent: bool = False
     stopped: bool = False
@@ -35,27 +36,26 @@ class Outgoing:
     bytes: int = 0
     writes: int = 0
 
+    def __post_init__(self) -> None:
+        self.wanted = [deque() for _ in self.spec.groups]
+        for run in sorted(self.dispatch.table):
+            self.wanted[run.group].extend((run.at + i, run.first + i) for i in range(run.count))
+
     def advance(self, tables: list[list[int]], ready: int, next_id: Callable[[], WriteId]) -> list[Write]:
         """Writes for the wanted blocks before logical block `ready` that are not sent yet."""
         if self.stopped or self.dispatch.shared:
             return []
         writes: list[Write] = []
-        for group, g in enumerate(self.spec.groups):
-            done = self.sent[group]
-            wanted = [
-                (at, block)
-                for run in self.dispatch.table
-                if run.group == group
-                for at, block in zip(
-                    range(run.at, run.at + run.count), range(run.first, run.first + run.count), strict=True
-                )
-                if done <= at < ready
-            ]
-            sources = [tables[group][at] for at, _ in wanted]
+        for group, wanted in enumerate(self.wanted):
+            sources: list[int] = []
+            targets: list[int] = []
+            while wanted and wanted[0][0] < ready:
+                at, block = wanted.popleft()
+                sources.append(tables[group][at])
+                targets.append(block)
             assert -1 not in sources, "a wanted block has been trimmed"
-            moves = merge(sources, [block for _, block in wanted], len(g.layers))
+            moves = merge(sources, targets, len(self.spec.groups[group].layers))
             writes += [self._write(group, m.source, m.target, m.count, next_id()) for m in moves]
-            self.sent[group] = max(done, ready)
         return writes
 
     def acknowledge(self, write: WriteId) -> None:

@@ -225,7 +225,8 @@ class Publish(Message, frozen=True):
     key: SequenceKey
     table: tuple[TableRun, ...]
     hashes: tuple[BlockHash, ...]
-    """The chain from logical block 0 to the last published one."""
+    """Of logical blocks `first`, `first + 1`, ... to the last published one; the block before the first published one is among them."""
+    first: int = 0
 
 
 class Release(Message, frozen=True):

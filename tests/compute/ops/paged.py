@@ -36,7 +36,9 @@ class Case:
             at = torch.tensor([wanted[i][1] for i in index])
             q, k, v = self.q[sequence][at], self.k[sequence], self.v[sequence]
             heads = q.shape[1]
-            q, k, v = (x.double().transpose(0, 1).repeat_interleave(heads // x.shape[1], 0) for x in (q, k, v))
+            q, k, v = (
+                x.double().transpose(0, 1).repeat_interleave(heads // x.shape[1], 0) for x in (q, k, v)
+            )
             distance = at[:, None] - torch.arange(k.shape[1])
             hidden = (distance < 0) | (distance >= (window or k.shape[1]))
             weights = (q @ k.mT * scale).masked_fill(hidden, float("-inf")).softmax(-1)

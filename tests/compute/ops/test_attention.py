@@ -13,7 +13,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 needs_native = pytest.mark.skipif(native is None, reason="the native extension is not built")
 
 
-def attend(case: Case, wanted: list[tuple[int, int]], *, window: int = 0, threads: int = 1, backend: str) -> Tensor:
+def attend(
+    case: Case, wanted: list[tuple[int, int]], *, window: int = 0, threads: int = 1, backend: str
+) -> Tensor:
     q, rows, positions = case.batch(wanted)
     return ops.paged_attention(
         q, case.kv, case.layer, case.tables, rows, positions,
@@ -21,7 +23,9 @@ def attend(case: Case, wanted: list[tuple[int, int]], *, window: int = 0, thread
     )  # fmt: skip
 
 
-def assert_close(case: Case, wanted: list[tuple[int, int]], *, window: int = 0, backend: str, threads: int = 2) -> None:
+def assert_close(
+    case: Case, wanted: list[tuple[int, int]], *, window: int = 0, backend: str, threads: int = 2
+) -> None:
     out = attend(case, wanted, window=window, backend=backend, threads=threads)
     expected = case.naive(wanted, case.q[0].shape[2] ** -0.5, window)
     assert out.dtype == case.kv.dtype
@@ -36,7 +40,9 @@ def assert_close(case: Case, wanted: list[tuple[int, int]], *, window: int = 0, 
     ("heads", "kv_heads", "dim"),
     [(4, 4, 32), (4, 2, 64), (6, 2, 80), (3, 1, 96), (8, 1, 128), (2, 1, 256), (100, 2, 16), (14, 2, 48)],
 )
-def test_matches_naive_attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, backend: str) -> None:
+def test_matches_naive_attention(
+    heads: int, kv_heads: int, dim: int, dtype: torch.dtype, backend: str
+) -> None:
     case = make([37, 1, 70], heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
     assert_close(case, case.every(), backend=backend)
 
@@ -80,7 +86,10 @@ def test_row_is_the_same_in_any_company(
     alone = torch.cat([attend(case, [one], window=window, backend=backend) for one in every])
     assert torch.equal(attend(case, every, window=window, backend=backend), alone), "whole prefill"
     assert torch.equal(attend(case, every, window=window, threads=2, backend=backend), alone), "two threads"
-    chunks = [attend(case, every[i : i + 29], window=window, threads=2, backend=backend) for i in range(0, len(every), 29)]
+    chunks = [
+        attend(case, every[i : i + 29], window=window, threads=2, backend=backend)
+        for i in range(0, len(every), 29)
+    ]
     assert torch.equal(torch.cat(chunks), alone), "prefill in chunks that mix sequences"
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(1)).tolist()
     shuffled = attend(case, [every[i] for i in order], window=window, threads=2, backend=backend)
@@ -107,7 +116,9 @@ def test_long_row_is_the_same_on_any_threads(window: int, dtype: torch.dtype, ba
     wanted = [(0, p) for p in (15, 1023, 1024, 1025, 2047, 2048, 3098, 3099)]
     alone = torch.cat([attend(case, [one], window=window, backend=backend) for one in wanted])
     for threads in (1, 2, 3, 16):
-        split = torch.cat([attend(case, [one], window=window, threads=threads, backend=backend) for one in wanted])
+        split = torch.cat(
+            [attend(case, [one], window=window, threads=threads, backend=backend) for one in wanted]
+        )
         assert torch.equal(split, alone), f"decode, {threads} threads"
         mixed = attend(case, [*wanted, (1, 3), (1, 39)], window=window, threads=threads, backend=backend)
         assert torch.equal(mixed[:-2], alone), f"batch, {threads} threads"

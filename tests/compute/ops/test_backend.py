@@ -26,5 +26,7 @@ def test_unknown_backends_are_refused() -> None:
 def test_extension_can_be_hidden() -> None:
     program = "from headrace.compute import ops; print(ops.available(), ops.describe()['invariant'])"
     environment = {**os.environ, "HEADRACE_NATIVE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "['torch'] False"

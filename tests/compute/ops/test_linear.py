@@ -72,7 +72,11 @@ def test_no_rows() -> None:
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 def test_linear_pads_few_rows(dtype: torch.dtype) -> None:
-    x, weight, bias = draw(6, 48, dtype=dtype), draw(40, 48, dtype=dtype, seed=1), draw(40, dtype=dtype, seed=2)
+    x, weight, bias = (
+        draw(6, 48, dtype=dtype),
+        draw(40, 48, dtype=dtype, seed=1),
+        draw(40, dtype=dtype, seed=2),
+    )
     whole = ops.linear(x, weight, bias)
     expected = x.double() @ weight.double().T + bias.double()
     torch.testing.assert_close(whole.double(), expected, atol=0.1, rtol=0.02)

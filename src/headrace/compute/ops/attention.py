@@ -94,7 +94,14 @@ def paged_attention(
 
 
 def write_kv(
-    k: Tensor, v: Tensor, kv: Tensor, layer: int, blocks: Tensor, offsets: Tensor, *, backend: str | None = None
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor,
+    layer: int,
+    blocks: Tensor,
+    offsets: Tensor,
+    *,
+    backend: str | None = None,
 ) -> None:
     """Write the K and V of some tokens into the pool, in place.
 
@@ -141,7 +148,9 @@ def write_kv(
     )
 
 
-def _check(q: Tensor, kv: Tensor, layer: int, tables: Tensor, rows: Tensor, positions: Tensor, window: int) -> None:
+def _check(
+    q: Tensor, kv: Tensor, layer: int, tables: Tensor, rows: Tensor, positions: Tensor, window: int
+) -> None:
     tokens, heads, dim = q.shape
     _check_pool(kv, layer, q.dtype, dim)
     if heads % kv.shape[3] or window < 0:

@@ -59,7 +59,9 @@ def pack(weight: Tensor, *, backend: str | None = None) -> PackedWeight:
     return PackedWeight(data, features_out, features_in, weight.dtype, isa)
 
 
-def fixed_linear(x: Tensor, packed: PackedWeight, *, threads: int, out_dtype: torch.dtype = torch.float32) -> Tensor:
+def fixed_linear(
+    x: Tensor, packed: PackedWeight, *, threads: int, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
     """x @ weight.T, each output one accumulator over all of features_in in a fixed order.
 
     Args:

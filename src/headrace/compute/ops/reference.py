@@ -9,7 +9,15 @@ from torch import Tensor
 
 
 def paged_attention(
-    q: Tensor, kv: Tensor, layer: int, tables: Tensor, rows: Tensor, positions: Tensor, *, scale: float, window: int
+    q: Tensor,
+    kv: Tensor,
+    layer: int,
+    tables: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    *,
+    scale: float,
+    window: int,
 ) -> Tensor:
     """`ops.paged_attention`, one sequence at a time, in f32."""
     tokens, heads, dim = q.shape
