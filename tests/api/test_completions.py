@@ -41,7 +41,7 @@ def stream(client: openai.OpenAI, prompt: Any = PROMPT, **fields: Any) -> Stream
 EXTRA = {
     "ignore_eos", "min_tokens", "stop_token_ids", "top_k", "min_p", "repetition_penalty", "priority", "cache_salt",
     "include_stop_str_in_output", "skip_special_tokens", "return_token_ids", "return_tokens_as_token_ids",
-    "ttft_slo_ms", "tpot_slo_ms", "category", "add_special_tokens",
+    "ttft_slo_ms", "tpot_slo_ms", "category", "add_special_tokens", "return_timings",
 }  # fmt: skip
 
 
@@ -261,6 +261,19 @@ def test_token_ids_of_prompt_and_answer(client: openai.OpenAI, gateway: FakeGate
     choices = [choice.to_dict() for chunk in streamed.chunks for choice in chunk.choices]
     assert choices[0]["prompt_token_ids"] == [5, 6]
     assert [i for choice in choices for i in choice.get("token_ids", [])] == whole["token_ids"]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_timings_of_every_choice(client: openai.OpenAI, gateway: FakeGateway, streamed: bool) -> None:
+    fields: dict[str, Any] = {"n": 2, "max_tokens": 3, "ignore_eos": True, "return_timings": True}
+    usage = stream(client, **fields).usage if streamed else create(client, **fields).usage
+    assert usage is not None
+    timings: Any = usage.to_dict()["timings"]
+    assert [timing["completion_tokens"] for timing in timings] == [3, 3]
+    assert [timing["writes"] for timing in timings] == [2, 2]
+    plain = create(client).usage
+    assert plain is not None
+    assert "timings" not in plain.to_dict()
 
 
 def test_everything_asked_reaches_the_service(client: openai.OpenAI, gateway: FakeGateway) -> None:

@@ -151,7 +151,7 @@ class Instance:
             receiving=len(scheduler.receiving),
             tokens_waiting=sum(max(0, s.total - s.scheduled) for s in active),
             blocks_total=sum(self.memory.blocks_total),
-            blocks_free=sum(free),
+            blocks_free=min(sum(free), sum(self.memory.blocks_total)),
             steps=scheduler.retired,
             draining=self._draining,
         )

@@ -57,13 +57,13 @@ def check_lease(worker: Worker, pool: BlockPool) -> None:
     lease = pool.leases.get(worker.address)
     if lease is None:
         return
+    private = [run for sequence in instance.sequences.values() for run in instance.memory.private(sequence)]
     for group in range(len(pool.blocks)):
         leased = bytearray(pool.blocks[group])
         for first, size in lease[group].runs():
             leased[first : first + size] = b"\1" * size
         held = list(instance.memory.spare[group].runs())
-        for sequence in instance.sequences.values():
-            held += [(r.first, r.count) for r in instance.memory.private(sequence) if r.group == group]
+        held += [(run.first, run.count) for run in private if run.group == group]
         for first, size in held:
             if leased[first : first + size] != b"\1" * size:
                 raise Violation(

@@ -59,9 +59,10 @@ class World:
 def draw_world(seed: int) -> World:
     rng = KeyedRng(seed)
     spec = _draw_spec(Draws(rng, "spec"))
-    asks = _draw_asks(Draws(rng, "asks"), spec)
     draws = Draws(rng, "world")
-    instances = draws.pick((1, 2, 2, 2, 3, 3, 4))
+    crowd = draws.chance(0.03)
+    asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
+    instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 4))
     places = _draw_places(Draws(rng, "places"), instances)
     longest = max(spec.blocks_for(a.request.prompt + a.request.tokens_max) for a in asks)
     pools = tuple(
@@ -191,14 +192,14 @@ def _draw_faults(rng: KeyedRng, asks: tuple[Ask, ...], instances: int, write_ns:
     )
 
 
-def _draw_asks(draws: Draws, spec: KVSpec) -> tuple[Ask, ...]:
+def _draw_asks(draws: Draws, spec: KVSpec, count: int) -> tuple[Ask, ...]:
     """Requests whose prompts begin alike, so that prefixes are found, and whose clients may leave."""
     stems = [[draws.between(1, 40_000) for _ in range(draws.between(8, 32))] for _ in range(2)]
     spread_ns = draws.pick((1, 100, 1000)) * MICRO
     hasty = draws.chance(0.2)
     many = draws.chance(0.25)
     asks: list[Ask] = []
-    for number in range(1, 1 + draws.pick((2, 4, 6, 8))):
+    for number in range(1, 1 + count):
         stem = draws.pick(stems)
         prompt = stem[: draws.between(0, len(stem))]
         prompt += [draws.between(1, 40_000) for _ in range(draws.between(0 if prompt else 1, 12))]
