@@ -75,22 +75,29 @@ def pause() -> None:
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[Server]:
-    """A ready server; ended by SIGTERM, and found to have left nothing."""
+def started(*flags: str) -> Iterator[Server]:
+    """A ready server; what is left of it at the end is killed."""
     server = Server(*flags)
     try:
         server.wait_ready()
         yield server
-        children = children_of(server.process.pid)
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
-        assert not [pid for pid in children if alive(pid)]
     finally:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
         if server.process.stderr is not None:
             server.process.stderr.close()
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[Server]:
+    """A ready server; ended by SIGTERM, and found to have left nothing."""
+    with started(*flags) as server:
+        yield server
+        children = children_of(server.process.pid)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert not [pid for pid in children if alive(pid)]
 
 
 def children_of(pid: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
-from tests.cli.running import Server, alive, children_of, serving
+from tests.cli.running import Server, alive, children_of, serving, started
 
 MODEL = "headrace-python-5m"
 SPLIT = ("--prefill", "1", "--decode", "1", "--separate-pools", "--max-num-batched-tokens", "64")
@@ -155,14 +155,11 @@ def test_at_rest_every_block_is_free_or_in_hand(split: Server) -> None:
 
 
 def test_sigkill_of_the_server_leaves_nothing_and_the_next_start_works() -> None:
-    first = Server("--instances", "2")
-    first.wait_ready()
-    children = children_of(first.process.pid)
-    assert len([i for i in first.instances() if i["pid"] in children]) == 2
-    first.process.send_signal(signal.SIGKILL)
-    first.process.wait()
-    first.wait_until("ended", lambda: not [pid for pid in children if alive(pid)], 1.0)
-    assert first.process.stderr is not None
-    first.process.stderr.close()
+    with started("--instances", "2") as first:
+        children = children_of(first.process.pid)
+        assert len([i for i in first.instances() if i["pid"] in children]) == 2
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+        first.wait_until("ended", lambda: not [pid for pid in children if alive(pid)], 1.0)
     with serving("--instances", "1") as second, client(second) as asking:
         assert asking.completions.create(model=MODEL, prompt="x = ", max_tokens=2).choices

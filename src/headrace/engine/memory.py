@@ -160,6 +160,13 @@ class Memory:
         if not message.short:
             self._asked = None
 
+    def ask_again(self) -> None:
+        """Locks were released. That may free nothing, as others share those blocks: then the pool would say nothing either, but its answer
+        to a repeated request lets the next sequence be stopped.
+        """
+        if self.short:
+            self._asked = None
+
     def request(self) -> Lease | None:
         """What to ask of the pool now; None if enough is in hand or the same was asked already."""
         need = tuple(max(0, n - s.total) for n, s in zip(self.need, self.spare, strict=True))

@@ -308,6 +308,7 @@ class Instance:
     def _free(self, sequence: Sequence) -> None:
         if any(sequence.published):
             self._to_pool(Release(sequence.key))
+            self.memory.ask_again()
         self.memory.free(sequence)
 
     def _expire(self, now_ns: int) -> None:
