@@ -227,7 +227,7 @@ class RouterBench(Bench):
 
     def loads(self) -> dict[str, tuple[int, int]]:
         """Sequences and tokens assigned, by instance."""
-        view = self.core._fleet.view(self.now_ns)
+        view = self.core.fleet.view(self.now_ns)
         return {
             a.name: (int(view.assigned[i]), int(view.assigned_tokens[i]))
             for i, a in enumerate(view.addresses)

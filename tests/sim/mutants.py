@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from headrace.engine import memory
+from headrace.engine.memory import Memory
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
@@ -82,7 +84,7 @@ def freed_while_a_plan_in_flight_names_it(patch: pytest.MonkeyPatch) -> None:
         stop(self, sequence, ends=ends)
         for run in self.memory.private(sequence):
             self.memory.spare[run.group].add(run.first, run.count)
-            del sequence.tables[run.group][run.at :]
+            sequence.published[run.group] = run.at + run.count
 
     patch.setattr(Scheduler, "stop", at_once)
 
@@ -108,7 +110,7 @@ def transfer_counts_calls(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Expectations, "open", lambda self, key, expected: open_(self, key, min(expected, 2)))
 
 
-@mutant(dies)
+@mutant(lambda world: dies(world) and splits(world) and world.network.late_share > 0)
 def instance_hears_the_dead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Instance, "_gone", lambda self, peer: False)
 
@@ -162,3 +164,38 @@ def no_quarantine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BlockPool, "forget", at_once)
     patch.setattr(BlockPool, "end_quarantine", lambda self, holder: self.quarantine.pop(holder))
     patch.setattr(BlockPool, "audit", lambda self: None)
+
+
+@mutant(lambda world: any(group.window for group in world.spec.groups))
+def a_window_is_trimmed_one_block_too_early(patch: pytest.MonkeyPatch) -> None:
+    needed = memory.first_block_needed
+    patch.setattr(memory, "first_block_needed", lambda window, *rest: needed(window, *rest) + (window > 0))
+
+
+@mutant(lambda world: world.instance.depth == 2)
+def published_before_its_step_has_run(patch: pytest.MonkeyPatch) -> None:
+    publish = Memory.publish
+
+    def early(self: Memory, sequence: Sequence):
+        computed, sequence.computed = sequence.computed, sequence.scheduled
+        message = publish(self, sequence)
+        sequence.computed = computed
+        return message
+
+    patch.setattr(Memory, "publish", early)
+
+
+@mutant(lambda world: True)
+def a_hit_is_not_locked(patch: pytest.MonkeyPatch) -> None:
+    match = BlockPool.match
+
+    def loose(self: BlockPool, holder: Address, key, *rest):
+        found = match(self, holder, key, *rest)
+        for group, locks in enumerate(self.handles.get((holder, key), [])):
+            for entry in locks.entries:
+                self._unlock(group, entry, 0)
+            locks.at += len(locks.entries)
+            locks.entries.clear()
+        return found
+
+    patch.setattr(BlockPool, "match", loose)

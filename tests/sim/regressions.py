@@ -12,5 +12,6 @@ REGRESSIONS = {
     353: "a waiting sequence's locked prefix kept what the first in line waited for",
     386: "a prefix look-up met a handle that an empty handover had left",
     1213: "a `Quiet` came before its pool had even heard of the birth of the one that died",
+    1434: "giving up locks that others share freed nothing, and the pool did not say so: the next victim was never chosen",
     1990: "shortage in one group starved holders that lacked blocks of another group only",
 }

@@ -22,7 +22,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from time import monotonic_ns
@@ -71,6 +71,8 @@ ROUTER = Address("router")
 LEAVE_S = 2.0
 """Workers have so long to leave before they are killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PASSIVE: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Workers share cores: an idle thread of torch's that spins takes one from a step that is at work."""
 
 
 class Service:
@@ -177,7 +179,7 @@ class Service:
         self._cleanup.callback(self._hub.close)
         self.members = Members(config, infos, self)
         threads = config.threads or max(1, len(os.sched_getaffinity(0)) // len(config.workers))
-        environment = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **config.environment}
+        environment = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **PASSIVE, **config.environment}
         configure = partial(self._configure, threads)
         self.launcher = Launcher(self._command, environment, configure, self.members.ended)
         self.members.launcher = self.launcher

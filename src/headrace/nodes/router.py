@@ -123,7 +123,7 @@ class Router:
         """Counts since the start, by the names of `types.service.ServiceStatus.counters`."""
         self._placement = placement
         self._config = config
-        self._fleet = Fleet()
+        self.fleet = Fleet()
         self._queue: deque[Choice] = deque()
         """Choices that wait for the placement policy: QUEUED or BINDING."""
         self._unfinished = 0
@@ -138,14 +138,14 @@ class Router:
     def handle(self, event: Event, now_ns: int) -> None:
         match event:
             case Received(source, message):
-                if source in self._fleet:
+                if source in self.fleet:
                     self._message(source, message, now_ns)
             case Submitted(request):
                 self._submit(request)
             case Withdrawn(request, index):
                 self._withdraw(request, index)
             case PeerUp(peer, info):
-                self._fleet.add(peer, info)
+                self.fleet.add(peer, info)
             case PeerLost(peer):
                 self._peer_lost(peer)
             case DrainAsked(peer):
@@ -249,7 +249,7 @@ class Router:
 
     def _place(self, choice: Choice, now_ns: int) -> bool:
         """Ask for a placement and start the attempt. True if it has to wait."""
-        placed = self._placement.place(self._question(choice), self._fleet.view(now_ns))
+        placed = self._placement.place(self._question(choice), self.fleet.view(now_ns))
         if isinstance(placed, Wait):
             return True
         if isinstance(placed, Decline):
@@ -273,7 +273,7 @@ class Router:
 
     def _bind(self, choice: Choice, now_ns: int) -> bool:
         assert choice.prefill is not None
-        decode = self._placement.bind(self._question(choice), self._fleet.view(now_ns), choice.prefill)
+        decode = self._placement.bind(self._question(choice), self.fleet.view(now_ns), choice.prefill)
         if isinstance(decode, Wait):
             return True
         choice.decode = decode
@@ -293,7 +293,7 @@ class Router:
     def _start(self, choice: Choice, target: Address, role: Role) -> None:
         request = choice.request
         choice.assigned[target] = choice.total
-        self._fleet.assign(target, 1, choice.total)
+        self.fleet.assign(target, 1, choice.total)
         start = Start(
             key=choice.key,
             role=role,
@@ -316,9 +316,9 @@ class Router:
                 for run in runs:
                     self._tokens(run, now_ns)
             case Report():
-                self._fleet.report(source, message)
+                self.fleet.report(source, message)
             case Unfenced(peer):
-                if peer in self._fleet:
+                if peer in self.fleet:
                     self._out.append(Kill(peer))
             case Begun(key) | Prefilled(key) | Joined(key) | Refused(key) | Failed(key):
                 choice = self._current(key)
@@ -364,7 +364,7 @@ class Router:
                 self._joined(choice, message)
             case Refused(_, reason):
                 if reason == "draining":
-                    self._fleet.drain(source)
+                    self.fleet.drain(source)
                 self._again(choice)
                 choice.not_before_ns = now_ns + self._config.refused_ns
             case Failed(_, reason, retry):
@@ -390,7 +390,7 @@ class Router:
         if message.bytes:
             self._count("tokens_transferred", choice.request.prompt + choice.history - message.cached)
         if choice.prefill in choice.assigned:
-            self._fleet.assign(choice.prefill, -1, -choice.assigned.pop(choice.prefill))
+            self.fleet.assign(choice.prefill, -1, -choice.assigned.pop(choice.prefill))
 
     def _tokens(self, run: TokenRun, now_ns: int) -> None:
         choice = self._current(run.key)
@@ -437,18 +437,18 @@ class Router:
 
     def _cancel(self, choice: Choice, but: Address | None = None) -> None:
         for target in choice.assigned:
-            if target != but and target in self._fleet:
+            if target != but and target in self.fleet:
                 self._send(target, Cancel(choice.key))
 
     def _unassign(self, choice: Choice) -> None:
         for target, tokens in choice.assigned.items():
-            self._fleet.assign(target, -1, -tokens)
+            self.fleet.assign(target, -1, -tokens)
         choice.assigned.clear()
 
     def _peer_lost(self, peer: Address) -> None:
-        if peer not in self._fleet:
+        if peer not in self.fleet:
             return
-        self._fleet.remove(peer)
+        self.fleet.remove(peer)
         for group in list(self.choices.values()):
             for choice in group:
                 choice.assigned.pop(peer, None)
@@ -469,8 +469,8 @@ class Router:
         if peer is None:
             self._draining = True
             return
-        self._fleet.drain(peer)
-        if peer in self._fleet:
+        self.fleet.drain(peer)
+        if peer in self.fleet:
             self._send(peer, Drain())
 
     # Saying it

@@ -5,6 +5,7 @@ from array import array
 from headrace.kv.pool import BlockPool
 from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
+from headrace.nodes.router import Router
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import Node, Worker
 from headrace.sim.shell import Shell
@@ -77,6 +78,10 @@ def check_idle(shell: Shell) -> None:
     for client in shell.clients.all.values():
         if not client.ended:
             raise Violation(f"request {client.request.id} has no end")
+    router = shell.router.state
+    assert isinstance(router, Router)
+    if not router.idle or router.unfinished or router.fleet.view(0).assigned.any():
+        raise Violation(f"the router still counts {router.unfinished} choices: {list(router.choices)}")
     for pool, _ in shell.pools.values():
         assert isinstance(pool.state, PoolCore)
         blocks = pool.state.blocks

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace import registry
+from headrace.engine.memory import Memory
 from headrace.nodes.instance import InstanceConfig
 from headrace.nodes.router import RouterConfig
 from headrace.sim.faults import Ambush, FaultPlan, Victim
@@ -15,7 +16,7 @@ from headrace.sim.network import NetworkConfig
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ShellConfig
 from headrace.types.hashing import block_hashes, chain_root
-from headrace.types.ids import RequestId
+from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from headrace.types.payload import SamplingParams, SequencePayload
 from headrace.types.request import Request
@@ -64,9 +65,11 @@ def draw_world(seed: int) -> World:
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
     instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 4))
     places = _draw_places(Draws(rng, "places"), instances)
-    longest = max(spec.blocks_for(a.request.prompt + a.request.tokens_max) for a in asks)
+    instance = _draw_instance(Draws(rng, "instance"))
+    longest = max(a.request.prompt + a.request.tokens_max for a in asks)
+    demand = Memory(spec, PoolId(0), (0,) * len(spec.groups), 0).demand(longest, instance.tokens_max)
     pools = tuple(
-        tuple(longest + draws.pick((0, 1, 2, 3, 6, 12, 40)) for _ in spec.groups)
+        tuple(least + draws.pick((0, 1, 2, 3, 6, 12, 40)) for least in demand)
         for _ in range(1 + max(pool for pool, _ in places))
     )
     policies = _draw_policies(Draws(rng, "policies"))
@@ -80,7 +83,6 @@ def draw_world(seed: int) -> World:
         write_ns=draws.pick((1, 10, 60, 300)) * MICRO,
         failed_share=draws.pick((0.02, 0.2)) if faulty else 0.0,
     )
-    instance = _draw_instance(Draws(rng, "instance"))
     shell = ShellConfig(
         depth=instance.depth,
         report_ns=draws.pick((20, 100, 500)) * MICRO,

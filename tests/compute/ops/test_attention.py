@@ -4,7 +4,6 @@ from torch import Tensor
 
 from headrace.compute import ops
 from headrace.compute.ops.backend import native
-
 from tests.compute.ops.paged import Case, make
 
 BACKENDS = ops.available()

@@ -19,17 +19,18 @@ struct Piece {
   float* partial;
 };
 
+// Successive positions of one sequence share tiles; so the keys that a tile attends are one interval.
 std::vector<Tile> cut(const Attention& call, const int32_t* rows, int tokens) {
   std::vector<Tile> tiles;
   for (int begin = 0, end; begin < tokens; begin = end) {
-    for (end = begin + 1; end < tokens && rows[end] == rows[begin];) ++end;
+    auto follows = [&](int i) {
+      return rows[i] == rows[begin] && call.positions[i] == call.positions[i - 1] + 1;
+    };
+    for (end = begin + 1; end < tokens && follows(end);) ++end;
     for (int v = begin * call.group; v < end * call.group; v += kVectors) {
-      Tile tile{v, std::min(v + kVectors, end * call.group), rows[begin], INT32_MAX, 0};
-      for (int token = v / call.group; token * call.group < tile.end; ++token) {
-        tile.low = std::min(tile.low, call.first(call.positions[token]));
-        tile.high = std::max(tile.high, call.positions[token]);
-      }
-      tiles.push_back(tile);
+      int v_end = std::min(v + kVectors, end * call.group);
+      int first = call.positions[v / call.group], last = call.positions[(v_end - 1) / call.group];
+      tiles.push_back({v, v_end, rows[begin], call.first(first), last});
     }
   }
   return tiles;
@@ -52,7 +53,10 @@ void check_blocks(const Attention& call, const Tile& tile, int blocks) {
                                   " names no block for a position it attends");
 }
 
+// Of one head, in time per dim: what packing a key costs, about that of 16 vectors, and the vectors.
 int64_t cost(const Tile& tile) { return static_cast<int64_t>(tile.high - tile.low + 1) * (tile.end - tile.begin + 16); }
+
+constexpr int64_t kCostAlone = 2'000'000;  // cost * dim below which (about 10 us) waking a second thread does not pay
 
 }  // namespace
 
@@ -65,6 +69,7 @@ void paged_attention(const Kernels& kernels, Dtype dtype, const Attention& call,
     check_blocks(call, tile, blocks);
     total += cost(tile) * call.kv_heads;
   }
+  if (total * call.dim < kCostAlone) threads = 1;
   std::stable_sort(tiles.begin(), tiles.end(), [](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
 
   // Tiles longer than an eighth of a thread's share are split at partition borders; they come first.

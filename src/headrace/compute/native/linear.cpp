@@ -10,7 +10,8 @@
 namespace headrace {
 namespace {
 
-constexpr int kRows = 96;  // rows that share one reading of a panel: with 1,024 inputs they fill a fifth of 1 MiB of L2
+constexpr int kBlock = 96;  // rows that share one reading of a panel: with 1,024 inputs they fill a fifth of 1 MiB of L2
+constexpr int64_t kCostAlone = 250'000;  // weights below which (about 10 us to read) waking a second thread does not pay
 
 std::unique_ptr<float[]> widened(const Linear& call) {
   size_t count = static_cast<size_t>(call.rows) * ((call.k + 1) / 2 * 2);
@@ -32,10 +33,11 @@ void linear(const Kernels& kernels, Dtype dtype, const Linear& asked, int thread
     wide = widened(call);
     call.x = wide.get();
   }
-  int panels = (call.n + kPanel - 1) / kPanel, blocks = (call.rows + kRows - 1) / kRows;
+  int panels = (call.n + kPanel - 1) / kPanel, blocks = (call.rows + kBlock - 1) / kBlock;
+  if (static_cast<int64_t>(call.n) * call.k * blocks < kCostAlone) threads = 1;
   parallel_for(threads, blocks * panels, [&](int i) {
-    int row = i / panels * kRows;
-    kernels.linear[dtype](call, row, std::min(row + kRows, call.rows), i % panels);
+    int row = i / panels * kBlock;
+    kernels.linear[dtype](call, row, std::min(row + kBlock, call.rows), i % panels);
   });
 }
 

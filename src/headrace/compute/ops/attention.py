@@ -1,9 +1,9 @@
 """Attention over a paged KV pool, with the same bits for a query row whatever else is in the batch.
 
-The order of every sum is fixed by absolute positions alone: keys are walked from position 0, 16 at a time and 64 to an
-update of the running maximum (FlashAttention, Dao et al. 2022); every 1,024 positions a new accumulator begins, and the
-partitions' partial (output, maximum, sum of weights) are merged left to right (Flash-Decoding, Dao et al. 2023). So
-threads may split at partition borders, and prefill in any chunks, decode and recomputation agree to the bit.
+The order of every sum is fixed by absolute positions alone: keys are walked from position 0, 64 to an update of the
+running maximum (FlashAttention, Dao et al. 2022); every 1,024 positions a new accumulator begins, and the partitions'
+partial (output, maximum, sum of weights) are merged left to right (Flash-Decoding, Dao et al. 2023). So threads may
+split at partition borders, and prefill in any chunks, decode and recomputation agree to the bit.
 
 In bf16 with AVX512-BF16 the weights of the values are rounded to bf16, as flash attention does on GPUs; their sum is
 that of the rounded weights.
@@ -40,8 +40,8 @@ def paged_attention(
             [block_size, dim] contiguous; heads a multiple of kv_heads.
         layer: index of the layer inside the group.
         tables: int32 [sequences, blocks_max], contiguous: block ids; -1 where unused or freed by the window.
-        rows: int32 [tokens], contiguous: the row of `tables` of each query token. Neighbouring tokens of one row share
-            its K and V, so keep a sequence's tokens together.
+        rows: int32 [tokens], contiguous: the row of `tables` of each query token. Neighbouring tokens of one row
+            at successive positions share the reading of its K and V, so keep a sequence's tokens together.
         positions: int32 [tokens], contiguous: absolute position of each query token.
         scale: factor on q.k, usually dim**-0.5.
         window: attend positions max(0, position - window + 1)..position; 0 attends all.
@@ -65,17 +65,13 @@ def paged_attention(
     if isa is None:
         return reference.paged_attention(q, kv, layer, tables, rows, positions, scale=scale, window=window)
     out = torch.empty(tokens, heads * dim, dtype=q.dtype)
-    block_stride, layer_stride, plane_stride, head_stride, _, _ = kv.stride()
     native.paged_attention(
         isa,
         q.dtype == torch.bfloat16,
         q.data_ptr(),
         q.stride(0),
         out.data_ptr(),
-        kv.data_ptr() + layer * layer_stride * kv.element_size(),
-        block_stride,
-        plane_stride,
-        head_stride,
+        *_place(kv, layer, 1),
         tables.data_ptr(),
         *tables.shape,
         rows.data_ptr(),
@@ -126,18 +122,15 @@ def write_kv(
     _check_rows("v", v)
     if backend == "torch" or native is None:
         isa_of(backend, k.dtype)
-        return reference.write_kv(k, v, kv, layer, blocks, offsets)
+        reference.write_kv(k, v, kv, layer, blocks, offsets)
+        return
     size = kv.element_size()
-    block_stride, layer_stride, plane_stride, head_stride, _, _ = kv.stride()
     native.write_kv(
         k.data_ptr(),
         k.stride(0) * size,
         v.data_ptr(),
         v.stride(0) * size,
-        kv.data_ptr() + layer * layer_stride * size,
-        block_stride * size,
-        plane_stride * size,
-        head_stride * size,
+        *_place(kv, layer, size),
         dim * size,
         blocks.data_ptr(),
         offsets.data_ptr(),
@@ -146,6 +139,12 @@ def write_kv(
         kv.shape[0],
         kv.shape[4],
     )
+
+
+def _place(kv: Tensor, layer: int, unit: int) -> tuple[int, int, int, int]:
+    """Address of the layer's first K; strides of blocks, planes and heads, times `unit`."""
+    block, layers, plane, head, _, _ = kv.stride()
+    return kv.data_ptr() + layer * layers * kv.element_size(), block * unit, plane * unit, head * unit
 
 
 def _check(

@@ -10,7 +10,8 @@ environment hides the extension from the whole process.
 """
 
 import os
-from types import ModuleType
+from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -21,17 +22,16 @@ CPU of the architecture has (x86-64: SSE2)."""
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def _load() -> ModuleType | None:
+def _load() -> Any:
     if os.environ.get("HEADRACE_NATIVE") == "0":
         return None
     try:
-        from headrace.compute import _native
-    except ImportError:
+        return import_module("headrace.compute._native")
+    except ModuleNotFoundError:
         return None
-    return _native
 
 
-native: ModuleType | None = _load()
+native: Any = _load()
 """The extension module, or None where it was not built (no C++ compiler) or is hidden."""
 
 

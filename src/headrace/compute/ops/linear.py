@@ -1,4 +1,8 @@
-"""Linear layers whose rows do not depend on the batch."""
+"""Linear layers whose rows do not depend on the batch.
+
+`fixed_linear` keeps that by its own order of sums, and is faster than F.linear at every batch size measured
+(benchmarks/linear.py); `linear` is for weights that are not packed, and for dtypes without native kernels.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +15,7 @@ from headrace.compute.ops.backend import isa_of, native
 
 ROWS_MIN = 4
 """F.linear takes other code paths, with other bits, for 1 to 3 rows (MKL f32: 1 | 2, 3 | 4 and more; oneDNN bf16: 1 | 2
-and more, or 1..3 | 4 and more, by CPU). From 4 rows on one path serves every batch; see docs/numerics."""
+and more, or 1..3 | 4 and more, by CPU). From 4 rows on one path serves every batch."""
 
 
 @dataclass(frozen=True)
