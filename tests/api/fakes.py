@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,8 @@ class Running:
 
     def call(self, function: Callable[[], Any]) -> None:
         """On the server's loop."""
-        self._loop.call_soon_threadsafe(function)
+        with suppress(RuntimeError):  # its loop has just ended
+            self._loop.call_soon_threadsafe(function)
 
     def drain(self) -> None:
         self.call(self._server.drain)

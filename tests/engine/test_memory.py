@@ -53,7 +53,9 @@ def test_full_blocks_are_published_once_their_kv_and_their_hash_are_there():
     message = memory.publish(sequence)
     assert message is not None and message.table == (TableRun(0, 2, 2, 1),), "the fourth has no hash yet"
     assert message.first == 1, "the hash before it goes along"
-    assert message.hashes == tuple(sequence.hashes[1:3]) and memory.private(sequence) == [TableRun(0, 3, 3, 1)]
+    assert message.hashes == tuple(sequence.hashes[1:3]) and memory.private(sequence) == [
+        TableRun(0, 3, 3, 1)
+    ]
 
 
 def test_windows_give_back_what_they_have_passed():

@@ -276,15 +276,24 @@ def test_who_says_that_it_drains_is_given_nothing_more():
 
 
 def test_a_failure_is_tried_again_and_handovers_that_keep_failing_are_not():
-    router = split(split_failures_max=2)
+    router = split(split_failures_max=2, refused_ns=0)
     for attempt in range(2):
         assert len(router.sent(Start)) == 2
         router.hear(D, Failed(key(attempt=attempt), "a write failed", retry=True))
     assert router.one(Start).role is Role.WHOLE
 
 
+def test_a_failure_is_tried_again_after_a_pause():
+    """Its cause may be a death that the router is about to hear of."""
+    router = split(refused_ns=100)
+    router.hear(D, Failed(key(), "p was lost", retry=True))
+    assert not router.sent(Start)
+    router.tell(at_ns=router.now_ns + 100)
+    assert {s.key.attempt for s in router.sent(Start)} == {1}
+
+
 def test_attempts_end():
-    router = whole(attempts_max=3)
+    router = whole(attempts_max=3, refused_ns=0)
     for attempt in range(2):
         router.hear(P, Failed(key(attempt=attempt), "no KV came", retry=True))
         assert router.one(Start).key.attempt == attempt + 1

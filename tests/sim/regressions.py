@@ -14,4 +14,6 @@ REGRESSIONS = {
     1213: "a `Quiet` came before its pool had even heard of the birth of the one that died",
     1434: "giving up locks that others share freed nothing, and the pool did not say so: the next victim was never chosen",
     1990: "shortage in one group starved holders that lacked blocks of another group only",
+    26972: "a choice used up its attempts on a dead instance that the router had not heard of yet",
+    27538: "a stopped sequence without published blocks gave too little, and the instance never asked again",
 }

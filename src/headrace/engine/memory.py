@@ -161,8 +161,8 @@ class Memory:
             self._asked = None
 
     def ask_again(self) -> None:
-        """Locks were released. That may free nothing, as others share those blocks: then the pool would say nothing either, but its answer
-        to a repeated request lets the next sequence be stopped.
+        """A sequence gave up what it had. That may free too little (others share its blocks): then the pool would say nothing, but its
+        answer to a repeated request lets the next sequence be stopped.
         """
         if self.short:
             self._asked = None

@@ -13,7 +13,7 @@ from headrace.engine.policies import AdmissionView, EnginePolicies, StepView
 from headrace.engine.sequence import Sequence, Status
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
-from headrace.types.messages import Role
+from headrace.types.messages import Report, Role
 from headrace.types.plan import Growth, SequenceStart, StepPlan, Work
 
 MATCHES_AHEAD = 16
@@ -57,6 +57,23 @@ class Scheduler:
         self._depth = depth
         self._ends: list[SequenceKey] = []
         self._growth: list[Growth] = []
+
+    def report(self, now_ns: int, held: int, draining: bool) -> Report:
+        """The counts that others may know. `held` sequences are not in any of its lists."""
+        active, memory = self.waiting + self.running, self.memory
+        free = sum(s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True))
+        return Report(
+            observed_at_ns=now_ns,
+            waiting=len(self.waiting),
+            running=len(self.running),
+            held=held,
+            receiving=len(self.receiving),
+            tokens_waiting=sum(max(0, s.total - s.scheduled) for s in active),
+            blocks_total=sum(memory.blocks_total),
+            blocks_free=min(free, sum(memory.blocks_total)),
+            steps=self.retired,
+            draining=draining,
+        )
 
     # Entry and exit
 

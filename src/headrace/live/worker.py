@@ -295,3 +295,6 @@ class Worker:
         assert report is not None
         counts = wire.WorkerCounts(preemptions=self._preemptions)
         self._link.send(self._config.router, report, wire.encode_payload(counts))
+        if report.waiting or report.running or report.held or report.receiving:
+            # Not everything that ends work is a message or a step: writes and deadlines do, too.
+            self._report_soon()

@@ -17,6 +17,7 @@ from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.sending import Sending
+from headrace.nodes.standstill import Standstill
 from headrace.types.events import (
     Close,
     Command,
@@ -61,7 +62,7 @@ from headrace.types.messages import (
     Tokens,
     Unfenced,
 )
-from headrace.types.plan import Output, StepPlan, StepResult
+from headrace.types.plan import Output, StepResult
 from headrace.types.request import FinishReason
 
 
@@ -88,6 +89,7 @@ class Instance:
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
         self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
+        self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self._router = router
         self._info = info
         self._spec = spec
@@ -110,6 +112,7 @@ class Instance:
             case StepDone(result):
                 self._step_done(result, now_ns)
             case Landed(slot, weight):
+                self.standstill.moved()
                 self._complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
                 self._written(*self.sending.written(write, ok), now_ns)
@@ -123,14 +126,18 @@ class Instance:
     def settle(self, now_ns: int) -> list[Command]:
         self._expire(now_ns)
         self._reap()
-        while (plan := self.scheduler.plan(now_ns)) is not None:
-            self._tell_begun(plan, now_ns)
-            self._out.append(Execute(plan))
-        # What was stopped just now and is in no plan is free at once.
-        self._reap()
+        self._plan(now_ns)
+        stuck = self.standstill.victim(self.sequences.values(), now_ns)
+        if stuck is not None:
+            self._send(self._router, Refused(stuck.key, "memory is short"))
+            self._drop(stuck, now_ns)
+        while self._reap():
+            # What was stopped just now and is in no plan is free at once: others may go on with it.
+            self._plan(now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
-        wake_ns = min(self._deadlines.values(), default=0)
+        timers = [*self._deadlines.values(), self.standstill.due_ns]
+        wake_ns = min((at_ns for at_ns in timers if at_ns), default=0)
         if wake_ns and wake_ns != self._wake_ns:
             self._out.append(WakeAt(wake_ns))
         self._wake_ns = wake_ns
@@ -140,21 +147,8 @@ class Instance:
         return out
 
     def observe(self, now_ns: int) -> Report:
-        scheduler = self.scheduler
-        active = scheduler.waiting + scheduler.running
-        free = [s.total + f for s, f in zip(self.memory.spare, self.memory.pool_free, strict=True)]
-        return Report(
-            observed_at_ns=now_ns,
-            waiting=len(scheduler.waiting),
-            running=len(scheduler.running),
-            held=sum(s.status is Status.HELD for s in self.sequences.values()),
-            receiving=len(scheduler.receiving),
-            tokens_waiting=sum(max(0, s.total - s.scheduled) for s in active),
-            blocks_total=sum(self.memory.blocks_total),
-            blocks_free=min(sum(free), sum(self.memory.blocks_total)),
-            steps=scheduler.retired,
-            draining=self._draining,
-        )
+        held = sum(s.status is Status.HELD for s in self.sequences.values())
+        return self.scheduler.report(now_ns, held, self._draining)
 
     @property
     def idle(self) -> bool:
@@ -285,14 +279,16 @@ class Instance:
         self._send(self._router, Failed(sequence.key, reason, retry))
         self._drop(sequence, now_ns)
 
-    def _reap(self) -> None:
-        """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over."""
-        for sequence in self.scheduler.drained(self.sending.busy):
+    def _reap(self) -> bool:
+        """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over. True if any."""
+        drained = self.scheduler.drained(self.sending.busy)
+        for sequence in drained:
             if sequence.ends:
                 self._leave(sequence)
             else:
                 self._free(sequence)
                 self.scheduler.requeue(sequence)
+        return bool(drained)
 
     def _leave(self, sequence: Sequence) -> None:
         """Nothing can touch its blocks any more: free them and forget it."""
@@ -308,7 +304,7 @@ class Instance:
     def _free(self, sequence: Sequence) -> None:
         if any(sequence.published):
             self._to_pool(Release(sequence.key))
-            self.memory.ask_again()
+        self.memory.ask_again()
         self.memory.free(sequence)
 
     def _expire(self, now_ns: int) -> None:
@@ -325,12 +321,14 @@ class Instance:
 
     # Steps
 
-    def _tell_begun(self, plan: StepPlan, now_ns: int) -> None:
-        for start in plan.starts:
-            sequence = self.sequences[start.key]
-            if not sequence.begun:
-                sequence.begun = True
-                self._send(self._router, Begun(start.key, now_ns, start.computed))
+    def _plan(self, now_ns: int) -> None:
+        while (plan := self.scheduler.plan(now_ns)) is not None:
+            for start in plan.starts:
+                sequence = self.sequences[start.key]
+                if not sequence.begun:
+                    sequence.begun = True
+                    self._send(self._router, Begun(start.key, now_ns, start.computed))
+            self._out.append(Execute(plan))
 
     def _step_done(self, result: StepResult, now_ns: int) -> None:
         plan = self.scheduler.inflight[0]
@@ -413,6 +411,7 @@ class Instance:
 
     def _sent(self, sequence: Sequence) -> None:
         """All is at the target: what was published stays here as cache."""
+        self.standstill.handed_over()
         if self.sending.handed_over(sequence.key):
             self.memory.forget(sequence)
         self._leave(sequence)
@@ -435,6 +434,7 @@ class Instance:
             return
         sequence, tail = session.sequence, session.tail
         assert tail is not None
+        self.standstill.handed_over()
         self.receiving.close(sequence.key)
         self._deadlines.pop(sequence.key, None)
         cached = sequence.computed

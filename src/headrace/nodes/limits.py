@@ -24,6 +24,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """From the dispatch until all KV is here, the source's queue included."""
     fence_ns: int = 5 * SECOND
     """A source has so long to confirm that it writes no more; then its end is asked for."""
+    stuck_ns: int = SECOND
+    """Where nothing has moved for so long and something waits for memory, what came last is given up."""
 
 
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):

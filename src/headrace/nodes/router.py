@@ -371,6 +371,8 @@ class Router:
                 choice.failures += 1
                 if retry and choice.failures < self._config.attempts_max:
                     self._again(choice)
+                    # An instance may know of a death that we have not heard of: asking at once would ask the dead again.
+                    choice.not_before_ns = now_ns + self._config.refused_ns
                 else:
                     self._reject(choice.request.id, reason, overloaded=False)
 

@@ -75,6 +75,8 @@ class Worker(Node):
         self.info = info
         self.memory = memory
         self.executor = ContentExecutor(memory, broken)
+        self.joined = False
+        """The others have been told of it."""
         self.lost_peers: dict[Address, None] = {}
         """Dead peers that it has heard of."""
         self._duration_ns = duration_ns

@@ -24,7 +24,7 @@ from headrace.types.messages import InstanceInfo
 
 HANG_NS = 600 * MILLI
 """After healing, everything ends far earlier."""
-EVENTS_MAX = 60_000
+EVENTS_MAX = 200_000
 
 Trace = Callable[[str], None]
 
@@ -129,7 +129,9 @@ def _play(world: World, shell: Shell) -> None:
     loop = shell.loop
     while loop.instant():
         if shell.clients.unfinished and loop.now_ns > world.faults.heal_ns + HANG_NS:
-            raise Violation(f"requests {[c.request.id for c in shell.clients.all.values() if not c.ended]} hang")
+            raise Violation(
+                f"requests {[c.request.id for c in shell.clients.all.values() if not c.ended]} hang"
+            )
         if loop.events > EVENTS_MAX:
             raise Violation(f"{EVENTS_MAX} events and no end")
 

@@ -132,8 +132,9 @@ def _draw_instance(draws: Draws) -> InstanceConfig:
         waiting_max=draws.pick((2, 8, 64)),
         depth=draws.pick((1, 2, 2)),
         lease_blocks=draws.pick((0, 1, 4, 16)),
-        hold_ns=draws.pick((3, 20)) * MILLI,
-        receive_ns=draws.pick((8, 40)) * MILLI,
+        hold_ns=draws.pick((3, 20, 60_000)) * MILLI,
+        receive_ns=draws.pick((8, 40, 300_000)) * MILLI,
+        stuck_ns=draws.pick((200, 2000)) * MICRO,
         fence_ns=draws.pick((100, 1000, 5000)) * MICRO,
     )
 
@@ -141,6 +142,7 @@ def _draw_instance(draws: Draws) -> InstanceConfig:
 def _draw_router(draws: Draws) -> RouterConfig:
     return RouterConfig(
         attempts_max=draws.pick((40, 100)),
+        deaths_max=100,
         split_failures_max=draws.pick((1, 2, 50)),
         refused_ns=draws.pick((50, 300)) * MICRO,
     )

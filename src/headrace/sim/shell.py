@@ -105,7 +105,7 @@ class Shell:
         return node
 
     def start(self, place: Place, epoch: int = 0) -> Worker:
-        """A new incarnation: it hears of those alive, and they of it, before any message passes between them."""
+        """A new incarnation. Pools hear of it first, then all others, and it of them, before any message passes between them."""
         if place.name not in self._places:
             self._places[place.name] = place
             self._slow[place.name] = self.config.slow[len(self._slow)] if self.config.slow else 1.0
@@ -123,16 +123,10 @@ class Shell:
             self.config.depth,
             self.clients.doomed,
         )
-        others = [w for w in self.workers.values() if w.alive or w.found_ns > self.loop.now_ns]
         self._add(worker)
         self.workers[address] = worker
-        for other in others:
-            self._introduce(other, worker)
-            self._introduce(worker, other)
-        for node in self.nodes:
-            if not isinstance(node, Worker):
-                self._introduce(worker, node)
-        self.loop.at(self.loop.now_ns + self.config.report_ns, self._report, worker)
+        known_ns = [self._introduce(worker, pool) for pool, _ in self.pools.values()]
+        self.loop.at(max(known_ns) + 1, self._join, worker)
         return worker
 
     def kill(self, address: Address) -> None:
@@ -152,11 +146,25 @@ class Shell:
         self._by_address[node.address] = node
         return node
 
-    def _introduce(self, worker: Worker, to: Node) -> None:
-        """`to` hears that the worker is up; what the worker sends it comes later."""
+    def _join(self, worker: Worker) -> None:
+        """All pools know it: now it and the others hear of each other."""
+        if not worker.alive:
+            return
+        self._introduce(worker, self.router)
+        for other in self.workers.values():
+            undiscovered = other.alive or other.found_ns > self.loop.now_ns
+            if other.joined and undiscovered:
+                self._introduce(other, worker)
+                self._introduce(worker, other)
+        worker.joined = True
+        self.loop.at(self.loop.now_ns + self.config.report_ns, self._report, worker)
+
+    def _introduce(self, worker: Worker, to: Node) -> int:
+        """`to` hears that the worker is up, and when; what the worker sends it comes later."""
         at_ns = self._news_at(worker, to)
         self.loop.at(at_ns, self._tell, to, PeerUp(worker.address, worker.info))
         self.network.hold_until(worker, to, at_ns)
+        return at_ns
 
     def _found(self, worker: Worker) -> None:
         last_ns = self.loop.now_ns

@@ -203,7 +203,7 @@ class TileAttention {
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
       for (; d + 16 <= words; d += 16) {
-        for (int i = 0; i < 16; ++i) prefetch(next + (d + i) * 16);  // all of them: in rising order
+        for (int i = 0; i < 16; ++i) prefetch(next + i * words + d);
         transpose(in + d, words, out + d * kStep, kStep);
       }
       if (d < words) transpose_tail(in + d, words, words - d, out + d * kStep);
@@ -255,7 +255,7 @@ class TileAttention {
 
     INLINE auto at(int k, int column) const {
       int t = (first + k) * kWidth;
-      const Element* p = ahead[t / kChunk] + t % kChunk * dim + column * kWidth;
+      const int n=(t % kChunk)/2*8+column/16; const Element* p = ahead[t / kChunk] + ((n%16)*4+n/16)*32;
       if (column * kWidth * sizeof(Element) % 64 == 0) prefetch(p);
       return E::gather_b(rows + t, column);
     }

@@ -40,9 +40,9 @@ def paged_attention(
             [block_size, dim] contiguous; heads a multiple of kv_heads.
         layer: index of the layer inside the group.
         tables: int32 [sequences, blocks_max], contiguous: block ids; -1 where unused or freed by the window.
-        rows: int32 [tokens], contiguous: the row of `tables` of each query token. Neighbouring tokens of one row
-            at successive positions share the reading of its K and V, so keep a sequence's tokens together.
-        positions: int32 [tokens], contiguous: absolute position of each query token.
+        rows: int32 [tokens], contiguous: the row of `tables` of each query token.
+        positions: int32 [tokens], contiguous: absolute position of each query token. Neighbours at successive
+            positions of one row share the reading of its K and V.
         scale: factor on q.k, usually dim**-0.5.
         window: attend positions max(0, position - window + 1)..position; 0 attends all.
         threads: how many threads may run; the result does not depend on it.
@@ -58,11 +58,10 @@ def paged_attention(
     blocks, _, _, kv_heads, block_size, _ = kv.shape
     _check(q, kv, layer, tables, rows, positions, window)
     isa = isa_of(backend, q.dtype)
-    if isa is not None and (dim % 16 or block_size % 16 or dim > native.DIM_MAX):
-        if backend is not None:
-            raise ValueError(f"the native kernels have no dim {dim} with blocks of {block_size}")
-        isa = None
-    if isa is None:
+    fits = isa is not None and not dim % 16 and not block_size % 16 and dim <= native.DIM_MAX
+    if not fits and backend not in (None, "torch"):
+        raise ValueError(f"the native kernels have no dim {dim} with blocks of {block_size}")
+    if not fits:
         return reference.paged_attention(q, kv, layer, tables, rows, positions, scale=scale, window=window)
     out = torch.empty(tokens, heads * dim, dtype=q.dtype)
     native.paged_attention(
