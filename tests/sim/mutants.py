@@ -47,6 +47,11 @@ def dies(world: World) -> bool:
     return bool(world.faults.kills or world.faults.ambushes)
 
 
+def late(world: World) -> bool:
+    """Words of the dead arrive after the news of their death."""
+    return world.network.late_share * world.network.late_ns >= 10_000
+
+
 def shares(world: World) -> bool:
     return len(world.places) > len(world.pools)
 
@@ -110,12 +115,12 @@ def transfer_counts_calls(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Expectations, "open", lambda self, key, expected: open_(self, key, min(expected, 2)))
 
 
-@mutant(lambda world: dies(world) and splits(world) and world.network.late_share > 0)
+@mutant(lambda world: dies(world) and splits(world) and late(world))
 def instance_hears_the_dead(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Instance, "_gone", lambda self, peer: False)
 
 
-@mutant(lambda world: dies(world) and shares(world))
+@mutant(lambda world: dies(world) and shares(world) and late(world))
 def pool_hears_the_dead(patch: pytest.MonkeyPatch) -> None:
     """It takes the name for the incarnation: what an earlier one says counts for the living one."""
     handle = PoolCore.handle

@@ -60,3 +60,15 @@ def test_split_alone_and_depth_say_the_same(first: int):
 def test_splits_do_move_kv():
     outcome = simulate(split(calm(0)))
     assert outcome.shell.router.state.counters["transfer_writes"] > 0
+
+
+STANDSTILLS = (107, 134, 262, 272, 304, 349)
+"""Worlds in which instances came to wait for each other's memory, or livelocked in breaking that up too soon."""
+
+
+@pytest.mark.parametrize("seeds", [STANDSTILLS, *(range(i, i + 50) for i in range(1000, 1200, 50))])
+def test_without_faults_nobody_waits_for_a_stage_to_time_out(seeds):
+    for seed in seeds:
+        world = calm(seed)
+        patient = change(world.instance, hold_ns=3600 * 10**9, receive_ns=3600 * 10**9, fence_ns=3600 * 10**9)
+        texts(simulate(replace(world, instance=patient)))

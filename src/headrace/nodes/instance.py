@@ -458,8 +458,8 @@ class Instance:
         self._lost[peer.name] = max(peer.epoch, self._lost.get(peer.name, -1))
         self._peers.pop(peer, None)
         for key in self.sending.peer_lost(peer, info):
-            # The router will cancel it; should it not, this will.
-            self._deadlines[key] = now_ns + self._config.hold_ns
+            # Either it had all, or the router begins anew: nobody will come for what is here.
+            self._drop(self.sequences[key], now_ns)
         for key in self.receiving.of(peer):
             # Its process has ended: no write can land any more.
             sequence = self.sequences[key]

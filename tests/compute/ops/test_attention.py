@@ -57,6 +57,14 @@ def test_window_reads_nothing_outside_it(window: int, block_size: int, backend: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_distant_tokens_of_one_sequence(backend: str) -> None:
+    case = make([300])
+    wanted = [(0, 60), (0, 61), (0, 250), (0, 251), (0, 299)]
+    case.tables[0, 2:6] = -1  # what lies between their windows is not there
+    assert_close(case, wanted, window=50, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_crosses_partitions(dtype: torch.dtype, backend: str) -> None:
     case = make([2100, 1024, 1025], heads=2, kv_heads=1, dim=32, dtype=dtype)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -50,6 +52,21 @@ def test_column_is_the_same_in_any_slice(backend: str) -> None:
     whole = ops.fixed_linear(x, ops.pack(weight, backend=backend), threads=1)
     part = ops.fixed_linear(x, ops.pack(weight[37:211], backend=backend), threads=1)
     assert torch.equal(part, whole[:, 37:211])
+
+
+@needs_native
+def test_calls_from_several_threads_do_not_mix() -> None:
+    """The kernels' own threads serve one call at a time; a second call does its work alone."""
+    packed = ops.pack(draw(1280, 256, dtype=torch.bfloat16, seed=1))
+    inputs = [draw(5, 256, dtype=torch.bfloat16, seed=seed) for seed in range(4)]
+    expected = [ops.fixed_linear(x, packed, threads=1) for x in inputs]
+
+    def repeat(i: int) -> bool:
+        outs = (ops.fixed_linear(inputs[i], packed, threads=2 + i) for _ in range(100))
+        return all(torch.equal(out, expected[i]) for out in outs)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(repeat, range(4)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -203,7 +203,7 @@ class TileAttention {
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
       for (; d + 16 <= words; d += 16) {
-        for (int i = 0; i < 16; ++i) prefetch(next + i * words + d);
+        for (int t = 0; t < kChunk; ++t) prefetch(next + t * words + d);  // in the order they will be read in
         transpose(in + d, words, out + d * kStep, kStep);
       }
       if (d < words) transpose_tail(in + d, words, words - d, out + d * kStep);
@@ -255,7 +255,7 @@ class TileAttention {
 
     INLINE auto at(int k, int column) const {
       int t = (first + k) * kWidth;
-      const int n=(t % kChunk)/2*8+column/16; const Element* p = ahead[t / kChunk] + ((n%16)*4+n/16)*32;
+      const Element* p = ahead[t / kChunk] + t % kChunk * dim + column * kWidth;
       if (column * kWidth * sizeof(Element) % 64 == 0) prefetch(p);
       return E::gather_b(rows + t, column);
     }

@@ -29,14 +29,13 @@ def paged_attention(
         first = (last - window + 1).clamp(min=0) if window else torch.zeros_like(last)
         low, high = int(first.min()), int(last.max()) + 1
         keys = torch.arange(low, high)
+        seen = (keys >= first[:, None]) & (keys <= last[:, None])
+        # A slot that nobody attends may hold anything, NaN too, and 0 * NaN is NaN.
+        keys, seen = keys[seen.any(0)], seen[:, seen.any(0)]
         blocks = tables[row].long()[keys // block_size]
         if bool(((blocks < 0) | (blocks >= kv.shape[0])).any()):
             raise ValueError(f"table row {row} names no block for a position it attends")
         k, v = kv[blocks, layer, :, :, keys % block_size].float().unbind(1)
-        seen = (keys >= first[:, None]) & (keys <= last[:, None])
-        # A slot that nobody attends may hold anything, NaN too, and 0 * NaN is NaN.
-        unused = ~seen.any(0)[:, None, None]
-        k, v = k.masked_fill(unused, 0), v.masked_fill(unused, 0)
         grouped = q[mine].float().view(len(mine), kv_heads, heads // kv_heads, dim)
         scores = torch.einsum("qhgd,khd->qhgk", grouped, k) * scale
         weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1)
