@@ -69,18 +69,23 @@ def main() -> None:
         "memcpy_ms": round(copy_ms, 2),
         "sizes": vars(o),
     }
-    at_once = [w / copy_ms for w in waits_ms(whole)]
+    figures["separate_at_once_wait_per_memcpy"] = statistics.median(waits_ms(whole)) / copy_ms
+    chunks = -(-o.tokens // o.chunk)
+    moved_shared = [float(t.bytes_moved) for t in shared]
+    calls = [t.writes / chunks for t in chunked]
+    hidden = [w / statistics.median(waits_ms(whole)) for w in waits_ms(chunked)]
     targets = [
+        target("shared pool: bytes moved", moved_shared, "B", "0", met=not any(moved_shared)),
         target(
-            "shared pool: bytes moved",
-            [float(t.bytes_moved) for t in shared],
-            "B",
-            "0",
-            met=not shared[0].bytes_moved,
+            "separate pools: calls per chunk",
+            calls,
+            "",
+            "<= 1 (one run, contiguous on both sides)",
+            met=max(calls) <= 1,
         ),
-        target("shared pool: wait", waits_ms(shared), "ms", "reported", met=True),
-        target("separate pools, prompt in chunks: wait", waits_ms(chunked), "ms", "reported", met=True),
-        target("separate pools, prompt at once: wait / memcpy", at_once, "x", "reported", met=True),
+        target(
+            "wait when sent in chunks / sent at once", hidden, "", "< 1", met=statistics.median(hidden) < 1
+        ),
     ]
     write(
         "handover", figures, targets, {}, "Qwen3-0.6B's shape, bf16, 32 tokens a block; one thread a worker."

@@ -18,4 +18,5 @@ REGRESSIONS = {
     1990: "shortage in one group starved holders that lacked blocks of another group only",
     26972: "a choice used up its attempts on a dead instance that the router had not heard of yet",
     27538: "a stopped sequence without published blocks gave too little, and the instance never asked again",
+    39156: "a holder that was forced, then first, then behind again was not forced again",
 }

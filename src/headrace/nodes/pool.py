@@ -192,8 +192,9 @@ class PoolCore:
             on = first is not None and holder != first
             ask = self._queue.get(holder)
             force = on and ask is not None and not ask.forced
-            if ask is not None and force:
-                ask.forced = True
+            if ask is not None:
+                # Who is first now is let off; should it fall behind again, it is forced again.
+                ask.forced = on
             if force or on != (holder in self._pressed):
                 self._send(holder, Recall(on, force))
             if on:
