@@ -12,7 +12,7 @@ Life cycle on an instance (`status`):
 Preemption leads from STOPPING back to WAITING; all else leads out of the instance.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from headrace.types.ids import Address, BlockHash, SequenceKey
@@ -73,8 +73,6 @@ class Sequence:
     """Tokens whose KV was dropped by preemption."""
     recomputed: int = 0
     preemptions: int = 0
-    tags: dict[str, int] = field(default_factory=dict[str, int])
-    """Notes of the ordering policy that chose it."""
 
     @property
     def emit_limit(self) -> int:
