@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from headrace import __version__
 from headrace.cli.options import EngineOptions, ServeOptions, takes
-from headrace.types.errors import HeadraceError
+from headrace.types.errors import ConfigError, HeadraceError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,7 +151,12 @@ def demo(
     tokens: Annotated[int, typer.Option("--tokens", min=8, help="New tokens per prompt")] = 160,
 ) -> None:
     """Show the main job: a real server, real prompts, where the time goes, and a worker killed in mid-stream."""
-    from headrace.cli.demo import demo as command
+    try:
+        from headrace.cli.demo import demo as command
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the demo's client needs the package {error.name}: pip install {error.name}"
+        ) from error
 
     uvloop.run(command(model, tokens))
 
