@@ -1,6 +1,6 @@
 """L1: what the cores and shells need from outside, as protocols. Each has a live and a simulated implementation."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from headrace.types.events import Command, Event, Write
@@ -81,16 +81,6 @@ class Launcher(Protocol):
 
     def start(self, name: str, epoch: int) -> None: ...
     def kill(self, address: Address) -> None: ...
-
-
-class CostModel(Protocol):
-    """Predicted durations, nanoseconds."""
-
-    def step_ns(self, work: Sequence[tuple[int, int]]) -> int:
-        """Of a step over (tokens computed, context before them) pairs."""
-        ...
-
-    def transfer_ns(self, nbytes: int) -> int: ...
 
 
 class Rng(Protocol):

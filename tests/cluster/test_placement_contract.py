@@ -41,6 +41,15 @@ def view_of(rows: list[tuple[str, bool, int | None]]) -> ClusterView:
         blocks_free=heard,
         assigned=loads,
         assigned_tokens=loads * 10,
+        tokens_waiting=heard,
+        tokens_running=heard * 10,
+        held=heard,
+        receiving=heard,
+        sending=heard,
+        blocks_demand=heard,
+        urgent=heard,
+        preemptions=heard,
+        sequences_max=np.full(len(rows), 8.0),
     )
 
 

@@ -101,7 +101,7 @@ def test_whatever_the_batches_everybody_finishes(policy: Any, depth: int):
 def test_admission_is_pure(policy: Any, needed: int, free: int, others: int):
     fleet = [running(n, 1, done=n) for n in range(others)]
     candidate = sequence_of(9, 12)
-    view = AdmissionView(fleet, [free], (20,), [needed], SIZE)
+    view = AdmissionView(fleet, [free], (20,), [needed], SIZE, [], [], 0)
     before = seen([*fleet, candidate])
     answer = policy.admit(view, candidate)
     assert isinstance(answer, bool) and answer == policy.admit(view, candidate)
@@ -113,7 +113,7 @@ def test_admission_is_pure(policy: Any, needed: int, free: int, others: int):
 def test_an_empty_instance_admits_whatever_fits(policy: Any):
     """Else the first in order would wait for ever."""
     assert policy.admit(
-        AdmissionView([], [20], (20,), [20], SIZE), sequence_of(1, 20 * SIZE - 1, emits_max=1)
+        AdmissionView([], [20], (20,), [20], SIZE, [], [], 0), sequence_of(1, 20 * SIZE - 1, emits_max=1)
     )
 
 

@@ -1,9 +1,13 @@
-"""The router's axes as protocols. A policy is pure: the same request and view give the same answer."""
+"""The router's axes as protocols.
+
+A policy does no I/O and draws only by key. It may remember what it was shown, and nothing else: shown the same again from the start, it
+gives the same answers.
+"""
 
 from typing import Protocol
 
 from headrace.types.ids import Address
-from headrace.types.views import ClusterView, Decline, Placement, PlacementRequest, Wait
+from headrace.types.views import ClusterView, Decline, Move, Placement, PlacementRequest, Wait
 
 
 class PlacementPolicy(Protocol):
@@ -18,3 +22,23 @@ class PlacementPolicy(Protocol):
     def horizon(self, view: ClusterView) -> int:
         """For how many placements the answer only depends on the request and `serial`."""
         ...
+
+
+class RolesPolicy(Protocol):
+    """Which instances lean to prefill or decode now."""
+
+    period_ns: int
+    """It is asked this often."""
+
+    def turn(self, view: ClusterView) -> dict[Address, str]:
+        """Leanings to change: "prefill" | "decode" | "mixed"."""
+        ...
+
+
+class RebalancePolicy(Protocol):
+    """Which instance hands a running sequence to which other one."""
+
+    period_ns: int
+    """It is asked this often."""
+
+    def moves(self, view: ClusterView) -> list[Move]: ...

@@ -1,5 +1,6 @@
 """The four axes of an instance's scheduler, as protocols. A policy is pure: it reads sequences, writes none, and keeps no clock."""
 
+import collections.abc
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,6 +8,9 @@ from headrace.engine.sequence import Sequence
 
 FOREVER = 2**31
 """A horizon without end."""
+
+FINISHED_MAX = 1000
+"""Ended sequences whose lengths an admission policy can look at."""
 
 
 @dataclass(slots=True)
@@ -34,6 +38,12 @@ class AdmissionView:
     blocks_needed: list[int]
     """Per group, for what the candidate is known to need now."""
     block_size: int
+    receiving: list[Sequence]
+    """Blocks are reserved for them, and their KV is on the way."""
+    finished: collections.abc.Sequence[int]
+    """New tokens of the sequences that ended here, the newest last, at most `FINISHED_MAX`."""
+    steps: int
+    """Plans made so far: with the sequence's key it keys a draw."""
 
 
 class Batching(Protocol):

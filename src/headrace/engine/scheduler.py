@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headrace.engine.memory import Memory
-from headrace.engine.policies import AdmissionView, EnginePolicies, StepView
+from headrace.engine.policies import FINISHED_MAX, AdmissionView, EnginePolicies, StepView
 from headrace.engine.sequence import Sequence, Status
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
@@ -50,6 +50,9 @@ class Scheduler:
         self.steps = 0
         self.retired = 0
         """Number of the last plan whose result is in."""
+        self.finished: deque[int] = deque(maxlen=FINISHED_MAX)
+        """New tokens of the sequences that ended here."""
+        self.preemptions = 0
         self.force = False
         """Another holder needs what our lowest-ranked sequence has."""
         self._tokens_max = tokens_max
@@ -58,9 +61,10 @@ class Scheduler:
         self._ends: list[SequenceKey] = []
         self._growth: list[Growth] = []
 
-    def report(self, now_ns: int, held: int, draining: bool) -> Report:
+    def report(self, now_ns: int, held: int, sending: int, draining: bool) -> Report:
         """The counts that others may know. `held` sequences are not in any of its lists."""
         active, memory = self.waiting + self.running, self.memory
+        first = self.waiting[0] if self.waiting else None
         free = sum(s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True))
         return Report(
             observed_at_ns=now_ns,
@@ -73,6 +77,11 @@ class Scheduler:
             blocks_free=min(free, sum(memory.blocks_total)),
             steps=self.retired,
             draining=draining,
+            sending=sending,
+            blocks_demand=sum(memory.missing_at_start(first, self._tokens_max)) if first else 0,
+            tokens_running=sum(s.total for s in self.running),
+            urgent=sum(s.priority < 0 for s in self.running),
+            preemptions=self.preemptions,
         )
 
     # Entry and exit
@@ -130,7 +139,7 @@ class Scheduler:
     def requeue(self, sequence: Sequence) -> None:
         """Start over after preemption; its blocks are freed already."""
         sequence.lost += sequence.computed
-        sequence.preemptions += 1
+        self.preemptions += 1
         sequence.scheduled = sequence.computed = 0
         assert sequence.pending == 0
         self.enqueue(sequence)
@@ -276,6 +285,9 @@ class Scheduler:
             blocks_total=memory.blocks_total,
             blocks_needed=missing,
             block_size=memory.spec.block_size,
+            receiving=self.receiving,
+            finished=self.finished,
+            steps=self.steps,
         )
 
     # The plan

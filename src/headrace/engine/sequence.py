@@ -72,7 +72,6 @@ class Sequence:
     lost: int = 0
     """Tokens whose KV was dropped by preemption."""
     recomputed: int = 0
-    preemptions: int = 0
 
     @property
     def emit_limit(self) -> int:

@@ -15,7 +15,31 @@ FLOATS = (
     "blocks_free",
     "assigned",
     "assigned_tokens",
+    "tokens_waiting",
+    "tokens_running",
+    "held",
+    "receiving",
+    "sending",
+    "blocks_demand",
+    "urgent",
+    "preemptions",
+    "sequences_max",
 )
+REPORTED = (
+    "observed_at_ns",
+    "waiting",
+    "running",
+    "blocks_total",
+    "tokens_waiting",
+    "tokens_running",
+    "held",
+    "receiving",
+    "sending",
+    "blocks_demand",
+    "urgent",
+    "preemptions",
+)
+"""Columns that are fields of a report."""
 
 
 class Fleet:
@@ -40,6 +64,7 @@ class Fleet:
         self._columns["assigned"][row] = 0
         self._columns["assigned_tokens"][row] = 0
         self._columns["blocks_total"][row] = sum(info.blocks_total)
+        self._columns["sequences_max"][row] = info.sequences_max
 
     def remove(self, address: Address) -> None:
         before = {a: [float(self._columns[n][row]) for n in FLOATS] for a, row in self._rows.items()}
@@ -52,10 +77,8 @@ class Fleet:
     def report(self, address: Address, report: Report) -> None:
         row = self._rows[address]
         columns = self._columns
-        columns["observed_at_ns"][row] = report.observed_at_ns
-        columns["waiting"][row] = report.waiting
-        columns["running"][row] = report.running
-        columns["blocks_total"][row] = report.blocks_total
+        for name in REPORTED:
+            columns[name][row] = getattr(report, name)
         columns["blocks_free"][row] = report.blocks_free if report.blocks_free >= 0 else UNKNOWN
         self._draining[row] |= report.draining
 
@@ -73,7 +96,7 @@ class Fleet:
             pools=tuple(i.pool for i in self._infos.values()),
             leanings=tuple(i.leaning for i in self._infos.values()),
             draining=self._draining,
-            **self._columns,
+            **self._columns,  # pyright: ignore[reportArgumentType]
         )
 
     def _rebuild(self, infos: dict[Address, InstanceInfo], before: dict[Address, list[float]]) -> None:

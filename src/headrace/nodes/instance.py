@@ -148,7 +148,7 @@ class Instance:
 
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
-        return self.scheduler.report(now_ns, held, self._draining)
+        return self.scheduler.report(now_ns, held, self.sending.sessions, self._draining)
 
     @property
     def idle(self) -> bool:
@@ -366,6 +366,7 @@ class Instance:
         if finish is None and sequence.emitted >= sequence.emits_max:
             finish = FinishReason.LENGTH
         if finish is not None:
+            self.scheduler.finished.append(sequence.history + sequence.emitted)
             self._drop(sequence, now_ns)
         elif sequence.role is Role.PREFILL:
             self.scheduler.hold(sequence)

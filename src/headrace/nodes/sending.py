@@ -36,6 +36,11 @@ class Sending:
     def idle(self) -> bool:
         return not (self._sessions or self._early or self._fences or self._writes)
 
+    @property
+    def sessions(self) -> int:
+        """Sequences that are being sent."""
+        return len(self._sessions)
+
     def busy(self, key: SequenceKey) -> bool:
         """Writes from this sequence's blocks are in flight."""
         session = self._sessions.get(key)

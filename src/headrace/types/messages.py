@@ -149,6 +149,16 @@ class Report(Message, frozen=True):
     """Free or evictable in its pool as last heard, over all groups; -1 unknown."""
     steps: int
     draining: bool
+    sending: int = 0
+    """Sequences whose KV is being sent elsewhere."""
+    blocks_demand: int = 0
+    """That the first waiting sequence needs to start, over all groups; 0 if nothing waits."""
+    tokens_running: int = 0
+    """Context of the running sequences."""
+    urgent: int = 0
+    """Running sequences of a priority below 0."""
+    preemptions: int = 0
+    """Since its start."""
 
 
 # Decode instance to prefill instance, and back
@@ -281,6 +291,14 @@ class Matched(Message, frozen=True):
     table: tuple[TableRun, ...]
 
 
+class Indexed(Message, frozen=True):
+    """To the router: what entered the pool's prefix index, and what left it, since the message numbered one less."""
+
+    number: int
+    stored: tuple[BlockHash, ...]
+    removed: tuple[BlockHash, ...]
+
+
 class Adopted(Message, frozen=True):
     """`key`'s blocks are now the receiver's: `table` in all; the first `published[group]` logical blocks are locked, the rest leased."""
 
@@ -318,6 +336,7 @@ AnyMessage = (
     | Recall
     | Matched
     | Adopted
+    | Indexed
 )
 
 

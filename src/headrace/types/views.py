@@ -1,15 +1,24 @@
 """What policies are shown, and what a placement says."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.types.ids import Address, PoolId
+from headrace.types.costs import Costs
+from headrace.types.ids import Address, BlockHash, PoolId
 from headrace.types.request import Request
 
 Column = NDArray[np.float64]
+
+
+class PrefixView(Protocol):
+    """What the router knows of the pools' prefix indexes; as late as their messages."""
+
+    def hits(self, hashes: tuple[BlockHash, ...]) -> Column:
+        """Leading blocks of a prompt that each row's pool holds."""
+        ...
 
 
 class ClusterView(msgspec.Struct, frozen=True):
@@ -29,6 +38,26 @@ class ClusterView(msgspec.Struct, frozen=True):
     """Sequences that the router has given to it and not seen end: known without delay."""
     assigned_tokens: Column
     """Their tokens still to prefill plus their context, as the router knows."""
+    tokens_waiting: Column
+    """Tokens still to prefill, as reported; like all columns below."""
+    tokens_running: Column
+    """Context of running sequences."""
+    held: Column
+    receiving: Column
+    sending: Column
+    blocks_demand: Column
+    """Blocks that the first waiting sequence needs."""
+    urgent: Column
+    """Running sequences of a priority below 0."""
+    preemptions: Column
+    """Since the instance's start."""
+    sequences_max: Column
+    """Sequences that it runs at once."""
+    block_size: int = 1
+    prefixes: PrefixView | None = None
+    """None: nobody keeps such an index."""
+    costs: tuple[Costs | None, ...] = ()
+    """What steps and transfers cost on each row's hardware; empty, or None: not known."""
 
     def candidates(self, leaning: str) -> list[int]:
         """Rows for one half of the work: those that lean to it or are mixed; if none can take work, every row that can."""
@@ -54,6 +83,8 @@ class Placement(msgspec.Struct, frozen=True):
     prefill: Address
     decode: Address | None
     reasons: dict[str, Any] = {}
+    fetch: Address | None = None
+    """Who sends the prefill instance a cached prefix before it computes the rest."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -67,3 +98,10 @@ class Decline(msgspec.Struct, frozen=True):
 
     reason: str
     overloaded: bool = True
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A rebalancing decision: `source` hands one running sequence of its choice to `target`."""
+
+    source: Address
+    target: Address

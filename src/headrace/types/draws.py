@@ -1,0 +1,15 @@
+"""Keyed draws: the same key gives the same number, whatever was drawn before. There is no "next" number anywhere."""
+
+from hashlib import blake2b
+from struct import pack
+
+
+def bits(seed: int, stream: str, *key: int) -> int:
+    """64 bits."""
+    raw = blake2b(pack(f"<{len(key) + 1}q", seed, *key), digest_size=8, key=stream.encode()).digest()
+    return int.from_bytes(raw, "little")
+
+
+def uniform(seed: int, stream: str, *key: int) -> float:
+    """In [0, 1)."""
+    return (bits(seed, stream, *key) >> 11) * 2.0**-53
