@@ -11,7 +11,7 @@ from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.types.ids import Address, BlockHash, PoolId, RequestId, SequenceKey
 from headrace.types.kv import BlockRun, GroupKind, KVGroup, KVSpec
 from headrace.types.messages import Leased, Role, Start
-from headrace.types.plan import StepPlan
+from headrace.types.plan import StepPlan, StepResult
 from headrace.types.request import NEVER_NS
 
 SIZE = 4
@@ -91,8 +91,9 @@ def matched(scheduler: Scheduler, *sequences: Sequence) -> None:
 
 def retire(scheduler: Scheduler, sequences: list[Sequence]) -> StepPlan:
     """The oldest plan in flight has run, and every `emits` drew one token."""
-    plan = scheduler.inflight[0]
-    scheduler.retire(plan)
+    plan = scheduler.inflight[0].plan
+    scheduler.retire(StepResult(plan.step, ()))
+    scheduler.settled()
     known = {s.key: s for s in sequences}
     for work in plan.work:
         sequence = known[work.key]

@@ -117,6 +117,37 @@ def test_an_empty_instance_admits_whatever_fits(policy: Any):
     )
 
 
+@ADMISSION
+@given(
+    todo=st.lists(st.tuples(st.integers(1, 30), st.integers(2, 30)), max_size=5),
+    prompt=st.integers(1, 30),
+    spare=st.integers(0, 40),
+    steps=st.integers(1, 29),
+)
+def test_a_refusal_lasts_while_it_need_not_be_asked(
+    policy: Any, todo: list[tuple[int, int]], prompt: int, spare: int, steps: int
+):
+    candidate = sequence_of(99, prompt, emits_max=9)
+    horizon = policy.horizon(StepView(0, [], [], [candidate], 8, 8))
+    steps = min([steps, horizon - 1, *(emits - 1 for _, emits in todo)])
+
+    def view_after(emitted: int) -> AdmissionView:
+        fleet = [sequence_of(n, size, emits_max=emits) for n, (size, emits) in enumerate(todo)]
+        held = 0
+        for sequence in fleet:
+            sequence.emitted = emitted
+            sequence.total += emitted
+            sequence.tables = [list(range(-(-sequence.total // SIZE)))]
+            held += len(sequence.tables[0])
+        total = sum(-(-size // SIZE) for size, _ in todo) + spare
+        return AdmissionView(
+            fleet, [total - held], (total,), [-(-prompt // SIZE)], SIZE, [], [5] * 9, emitted
+        )
+
+    if not policy.admit(view_after(0), candidate):
+        assert not policy.admit(view_after(steps), candidate)
+
+
 @ORDERING
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=8),

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from headrace.live.journal import Header, JournalFile, RouterSettings, read_journal, remake
 from headrace.live.service import Service
-from headrace.live.settings import PolicySettings, WorkerSettings
-from headrace.nodes.journal import Journaled, Record, replay
-from headrace.nodes.limits import RouterConfig
+from headrace.live.settings import WorkerSettings
 from headrace.types.errors import ConfigError, HeadraceError, Overloaded, RequestFailed
-from headrace.types.ids import Address
 from headrace.types.request import FinishReason
 from tests.live.fake import expected
 from tests.live.serving import (
@@ -209,39 +205,6 @@ def test_wrong_settings_are_named(fields: dict[str, object], message: str) -> No
             await Service(config_for(**fields), MODEL, COMMAND).start()
 
     run(scenario())
-
-
-def test_journals_replay_to_the_same_commands(tmp_path: Path) -> None:
-    digests: dict[Address, str] = {}
-
-    async def scenario() -> None:
-        async with serving(shared=False, journal=f"{tmp_path}") as service:
-            wanted = submission(service, prompt_of(1, 40), 20)
-            assert await collect(service, wanted) == wanted_of(wanted)
-            await service.drain()
-        for address, node in service._nodes.items():
-            assert isinstance(node.core, Journaled)
-            digests[address] = node.core.digest
-
-    run(scenario())
-    replayed: dict[Address, str] = {}
-    for path in tmp_path.iterdir():
-        header, records = read_journal(path)
-        core = Journaled(remake(header))
-        assert any(replay(core, records))
-        replayed[header.address] = core.digest
-    assert digests.items() <= replayed.items()
-    assert sorted(map(str, replayed)) == ["decode-0#0", "pool0#0", "pool1#0", "prefill-0#0", "router#0"]
-
-
-def test_a_journal_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
-    header = Header(Address("router"), RouterSettings(PolicySettings("round_robin"), RouterConfig()))
-    journal = JournalFile(f"{tmp_path / 'new'}", header)
-    for now_ns in range(3):
-        journal(Record(now_ns, []))
-    journal.close()
-    journal.path.write_bytes(journal.path.read_bytes()[:-1])
-    assert read_journal(journal.path) == (header, [Record(0, []), Record(1, [])])
 
 
 # Processes

@@ -140,7 +140,7 @@ class InstanceBench(Bench):
         self, *, finish: dict[int, FinishReason] | None = None, error: dict[int, str] | None = None
     ) -> list[Command]:
         """The oldest plan in flight has run: what draws draws one token."""
-        plan = self.core.scheduler.inflight[0]
+        plan = self.core.scheduler.inflight[0].plan
         outputs = [
             Output(
                 w.key,

@@ -99,7 +99,7 @@ def test_results_come_in_the_order_of_plans():
     node = InstanceBench(depth=2)
     node.begin(start())
     with pytest.raises(AssertionError, match="order"):
-        node.tell(StepDone(StepResult(node.core.scheduler.inflight[1].step, ())))
+        node.tell(StepDone(StepResult(node.core.scheduler.inflight[1].plan.step, ())))
 
 
 def test_plans_follow_each_other():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from headrace.engine import memory
 from headrace.engine.memory import Memory
@@ -13,10 +14,14 @@ from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.router import Router, Stage
+from headrace.nodes.sending import Sending
+from headrace.sim.network import Network, Session
 from headrace.sim.scenarios import World
+from headrace.transfer.source import Outgoing
 from headrace.transfer.target import Expectation, Expectations
-from headrace.types.events import Received
+from headrace.types.events import Received, Reject, Send
 from headrace.types.ids import Address
+from headrace.types.messages import Quiet
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
 Likely = Callable[[World], bool]
@@ -50,6 +55,16 @@ def dies(world: World) -> bool:
 def late(world: World) -> bool:
     """Words of the dead arrive after the news of their death."""
     return world.network.late_share * world.network.late_ns >= 10_000
+
+
+def breaks(world: World) -> bool:
+    return "break" in world.kinds
+
+
+def writes_ill(world: World) -> bool:
+    """Writes take long, wait for the end of a partition, or fail."""
+    kinds = {"slow write", "failed write", "partition"}
+    return splits(world) and bool(kinds.intersection(world.kinds))
 
 
 def shares(world: World) -> bool:
@@ -204,3 +219,169 @@ def a_hit_is_not_locked(patch: pytest.MonkeyPatch) -> None:
         return found
 
     patch.setattr(BlockPool, "match", loose)
+
+
+# The network, as the design describes it: what the cores may rely on.
+
+
+@mutant(breaks)
+def a_session_is_resumed_without_the_filter(patch: pytest.MonkeyPatch) -> None:
+    """What was heard and sent again is heard again."""
+
+    def all_of_them(self: Session, number: int) -> bool:
+        self.heard = max(self.heard, number)
+        return True
+
+    patch.setattr(Session, "takes", all_of_them)
+
+
+@mutant(dies)
+def numbers_are_filtered_without_the_epoch(patch: pytest.MonkeyPatch) -> None:
+    """The first messages of a new incarnation look like those of the one before."""
+    session_of = Network._session
+
+    def by_name(self: Network, source, target) -> Session:
+        known = (source.index, target.index) in self._sessions
+        session = session_of(self, source, target)
+        if not known:
+            before = [s for s in self._sessions.values() if s.target is target and s is not session]
+            heard = [s.heard for s in before if s.source.address.name == source.address.name]
+            session.heard = max(heard, default=0)
+        return session
+
+    def any_later_one(self: Session, number: int) -> bool:
+        news = number > self.heard
+        self.heard = max(self.heard, number)
+        return news
+
+    patch.setattr(Network, "_session", by_name)
+    patch.setattr(Session, "takes", any_later_one)
+
+
+@mutant(breaks)
+def a_broken_session_loses_what_was_under_way(patch: pytest.MonkeyPatch) -> None:
+    def any_later_one(self: Session, number: int) -> bool:
+        news = number > self.heard
+        self.heard = max(self.heard, number)
+        return news
+
+    def afresh(self: Network, session: Session) -> None:
+        session.kept.clear()
+        session.heard, session.up = session.number, True
+
+    patch.setattr(Session, "takes", any_later_one)
+    patch.setattr(Network, "_resume", afresh)
+
+
+@mutant(lambda world: splits(world) and "partition" in world.kinds)
+def a_partition_doubles_a_write(patch: pytest.MonkeyPatch) -> None:
+    write = Network.write
+
+    def twice(self: Network, source, target, command) -> None:
+        stalled = self.counts["writes stalled"]
+        write(self, source, target, command)
+        if self.counts["writes stalled"] > stalled:
+            ended_ns = max(
+                self.open_ns(a, b, self._loop.now_ns + 1) for a, b in ((source, target), (target, source))
+            )
+            self._loop.at(ended_ns + 1, self._landed, source, target, command)
+
+    patch.setattr(Network, "write", twice)
+
+
+# Writes that take long, or fail.
+
+
+@mutant(lambda world: splits(world) and "failed write" in world.kinds)
+def a_failed_write_is_sent_again_into_its_slot(patch: pytest.MonkeyPatch) -> None:
+    """Perhaps all of it has landed, and only the word of it was lost."""
+    write, written = Outgoing._write, Sending.written
+    issued = {}
+
+    def noted(self: Outgoing, *rest):
+        command = issued[(self.dispatch.key, rest[-1])] = write(self, *rest)
+        return command
+
+    def again(self: Sending, number, ok: bool):
+        key = self._writes[number]
+        session = self._sessions[key]
+        if ok or session.stopped:
+            return written(self, number, ok)
+        later = self._next_write()
+        issued[(key, later)] = replace(issued[(key, number)], write=later)
+        self._writes[later] = self._writes.pop(number)
+        session.inflight[later] = session.inflight.pop(number)
+        self._out(issued[(key, later)])
+        return key, False
+
+    patch.setattr(Outgoing, "_write", noted)
+    patch.setattr(Sending, "written", again)
+
+
+@mutant(lambda world: writes_ill(world) and leaves(world))
+def a_fence_is_told_before_the_writes_have_ended(patch: pytest.MonkeyPatch) -> None:
+    _forgiving_count(patch)
+    answer = Sending._answer_fence
+
+    def at_once(self: Sending, key) -> None:
+        patient, self.busy = self.busy, lambda key: False
+        answer(self, key)
+        self.busy = patient
+
+    patch.setattr(Sending, "_answer_fence", at_once)
+
+
+@mutant(lambda world: writes_ill(world) and dies(world))
+def quiet_is_told_before_the_writes_have_ended(patch: pytest.MonkeyPatch) -> None:
+    def at_once(self: Sending) -> None:
+        for peer, pool in self._quiet_due.items():
+            self._out(Send(pool, Quiet(peer)))
+        self._quiet_due.clear()
+
+    patch.setattr(Sending, "tell_quiet", at_once)
+
+
+@mutant(writes_ill)
+def blocks_are_free_as_soon_as_their_writes_are_issued(patch: pytest.MonkeyPatch) -> None:
+    close, written = Sending.close, Instance._written
+
+    def later(self: Sending, key) -> None:
+        if key not in self._sessions or self._sessions[key].quiet:
+            close(self, key)
+
+    def perhaps_gone(self: Instance, key, failed: bool, now_ns: int) -> None:
+        if key in self.sequences:
+            written(self, key, failed, now_ns)
+        else:
+            self.sending.close(key)
+
+    patch.setattr(Outgoing, "done", property(lambda self: self.tail_sent))
+    patch.setattr(Sending, "close", later)
+    patch.setattr(Instance, "_written", perhaps_gone)
+
+
+# The ends of requests.
+
+
+@mutant(lambda world: "deadline" in world.kinds)
+def a_request_that_is_too_late_runs_on(patch: pytest.MonkeyPatch) -> None:
+    reject = Router._reject
+
+    def only_said(self: Router, request, reason: str, *, overloaded: bool) -> None:
+        if "deadline" in reason:
+            self._out.append(Reject(request, reason, overloaded))
+        else:
+            reject(self, request, reason, overloaded=overloaded)
+
+    patch.setattr(Router, "_reject", only_said)
+
+
+@mutant(leaves)
+def a_client_that_left_leaves_work_running(patch: pytest.MonkeyPatch) -> None:
+    cancel = Router._cancel
+
+    def not_told(self: Router, choice, but=None) -> None:
+        if but is not None:
+            cancel(self, choice, but)
+
+    patch.setattr(Router, "_cancel", not_told)

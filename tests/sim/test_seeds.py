@@ -1,9 +1,12 @@
 """Thousands of worlds: each must tell every client the right text, end every request once, and come to rest with nothing left over."""
 
+from collections import Counter
+
 import pytest
 
+from headrace.sim.fuzz import happened
 from headrace.sim.run import Outcome, run, simulate
-from headrace.sim.scenarios import draw_world
+from headrace.sim.scenarios import KINDS, draw_world
 from headrace.transfer import target
 from headrace.types.messages import Abandon, Adopted, Handover, Recall, Resume, Start
 from tests.sim.regressions import REGRESSIONS
@@ -48,9 +51,24 @@ def messages(outcome: Outcome) -> set[str]:
 
 def test_worlds_leave_no_path_out():
     said: set[str] = set()
+    counts: Counter[str] = Counter()
     for seed in range(200):
-        said |= messages(run(seed))
+        outcome = run(seed)
+        said |= messages(outcome)
+        counts += happened(outcome)
     wanted = {Abandon, Adopted, Handover, Resume}
     paths = {kind.__name__ for kind in wanted} | {"forced stop", "failover with history"}
     paths |= {"Unfenced", "Quiet", "Refused", "Failed", "Drain", "Withdrawn", "PeerLost", "Trim"}
     assert paths <= said, f"no seed reaches {sorted(paths - said)}"
+    happens = {"deaths", "sessions broken", "messages lost", "messages doubled", "messages stalled"}
+    happens |= {"writes stalled", "writes failed", "partitions", "ambushes", "preemptions", "failovers"}
+    assert happens <= set(counts), f"in no seed: {sorted(happens - set(counts))}"
+
+
+def test_each_kind_of_fault_is_on_in_about_a_quarter_of_the_seeds():
+    worlds = [draw_world(seed) for seed in range(400)]
+    on = Counter(kind for world in worlds for kind in world.kinds)
+    rare = {"broken request"}
+    assert all(0.15 < on[kind] / len(worlds) < 0.4 for kind in KINDS if kind not in rare), on
+    assert all(on[kind] > 20 for kind in rare)
+    assert any(not world.kinds for world in worlds), "and in some nothing goes wrong"

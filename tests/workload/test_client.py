@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from headrace.api.settings import ApiSettings
 from headrace.api.tokenizer import Tokenizer
+from headrace.cli.bench import bench
 from headrace.types.errors import ConfigError, Overloaded, RequestFailed
 from headrace.workload.client import run_load
 from headrace.workload.load import Goals, LoadConfig
-from headrace.workload.report import LoadReport
+from headrace.workload.report import RunReport, summarize
 from tests.api.fakes import MODEL, FakeGateway, Running, byte_level, serving, write_checkpoint
 
 
@@ -36,11 +38,11 @@ def gateway(shared: tuple[FakeGateway, Running]) -> FakeGateway:
     return shared[0]
 
 
-def load(shared: tuple[FakeGateway, Running], **fields: object) -> LoadReport:
+def load(shared: tuple[FakeGateway, Running], **fields: object) -> RunReport:
     config = LoadConfig(
         url=shared[1].address, **{"input_tokens": 12, "output_tokens": 5, "warmups": 0} | fields
     )  # type: ignore[arg-type]
-    return asyncio.run(run_load(config))
+    return summarize(asyncio.run(run_load(config)))
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
@@ -55,10 +57,10 @@ def test_a_load(shared: tuple[FakeGateway, Running], gateway: FakeGateway, endpo
         output_tokens=6,
         concurrency=4,
         warmups=2,
-        goals=Goals(e2e_ms=60_000),
+        goals=Goals(ttft_ms=60_000),
     )
-    report = asyncio.run(run_load(config, lambda done, total: progress.append((done, total))))
-    assert (report.model, report.completed, report.failed) == (MODEL, 12, 0)
+    report = summarize(asyncio.run(run_load(config, lambda done, total: progress.append((done, total)))))
+    assert (report.facts["model"], report.completed, report.failed) == (MODEL, 12, 0)
     assert report.output_tokens == 12 * 6
     assert report.cached_tokens == 12 * 3
     assert report.goodput_share == 1.0
@@ -158,13 +160,13 @@ def answering(*answers: bytes | None) -> Iterator[str]:
 def test_servers_that_misbehave(answer: bytes | None, kind: str) -> None:
     with answering(MODELS, answer) as url:
         config = LoadConfig(url=url, prompts=1, warmups=0, timeout_s=0.2 if answer is None else 10)
-        report = asyncio.run(run_load(config))
+        report = summarize(asyncio.run(run_load(config)))
     assert report.errors == {kind: 1}
 
 
 def test_a_server_without_usage() -> None:
     with answering(MODELS, STREAM + EVENT * 3 + b"data: [DONE]\n\n") as url:
-        report = asyncio.run(run_load(LoadConfig(url=url, prompts=1, warmups=0)))
+        report = summarize(asyncio.run(run_load(LoadConfig(url=url, prompts=1, warmups=0))))
     assert (report.completed, report.output_tokens) == (1, 3)
 
 
@@ -175,3 +177,21 @@ def test_prompts_from_a_file(
     file.write_text('{"prompt": "The fox", "max_tokens": 2}\n')
     report = load(shared, prompts=2, text=file)
     assert report.output_tokens == 4
+
+
+def test_bench_prints_and_saves(
+    shared: tuple[FakeGateway, Running],
+    gateway: FakeGateway,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = LoadConfig(url=shared[1].address, prompts=3, input_tokens=8, output_tokens=4, warmups=0)
+    asyncio.run(bench(config, tmp_path / "result.json"))
+    assert capsys.readouterr().out.startswith("Live")
+    saved = msgspec.json.decode((tmp_path / "result.json").read_bytes())
+    assert (saved["completed"], saved["output_tokens"], saved["settings"]["prompts"]) == (3, 12, 3)
+    gateway.error = Overloaded("full")
+    with pytest.raises(RequestFailed, match="no request"):
+        asyncio.run(bench(config, None))
+    with pytest.raises(ConfigError, match="does not exist"):
+        asyncio.run(bench(config, tmp_path / "absent" / "result.json"))

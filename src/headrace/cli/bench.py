@@ -8,7 +8,7 @@ from rich.console import Console
 from headrace.types.errors import ConfigError, RequestFailed
 from headrace.workload.client import run_load
 from headrace.workload.load import LoadConfig
-from headrace.workload.report import progress_bar, render
+from headrace.workload.report import progress_bar, render, summarize
 
 
 async def bench(config: LoadConfig, save: Path | None) -> None:
@@ -17,7 +17,8 @@ async def bench(config: LoadConfig, save: Path | None) -> None:
         raise ConfigError(f"--save {save}: the folder does not exist")
     console = Console()
     with progress_bar(Console(stderr=True)) as progress:
-        report = await run_load(config, progress)
+        run = await run_load(config, progress)
+    report = summarize(run)
     console.print(render(report))
     if save is not None:
         await asyncio.to_thread(save.write_bytes, report.to_json() + b"\n")

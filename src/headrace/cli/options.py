@@ -81,7 +81,10 @@ class EngineOptions(BaseModel):
     worker_timeout: float = Field(
         300, gt=0, description="Seconds a worker may take to start, or for one step"
     )
-    journal: Path | None = Field(None, description="Folder to keep each core's journal in")
+    record: Path | None = Field(
+        None, description="New folder to keep each core's journal and the trace of all requests in"
+    )
+    record_text: bool = Field(False, description="Keep the tokens of prompts and answers in it, too")
 
     @field_validator(
         "batching", "admission", "scheduling_policy", "preemption", "placement", "evict", mode="before"

@@ -6,13 +6,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from headrace.cli.options import EngineOptions, PolicyChoice, check_policies, parse_size
 from headrace.live.memory import available_bytes
 from headrace.live.service import Service
-from headrace.live.settings import EngineSettings, Model, PolicySettings, ServiceConfig, WorkerSettings
+from headrace.live.settings import (
+    EngineSettings,
+    Model,
+    PolicySettings,
+    RecordSettings,
+    ServiceConfig,
+    WorkerSettings,
+)
 from headrace.nodes.limits import InstanceConfig, RouterConfig
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import KVSpec
@@ -24,6 +32,9 @@ SEQUENCES_AUTO = 64
 """`--kv-memory auto` has room for so many sequences of full length,"""
 SHARE_AUTO = 0.4
 """but takes at most this share of the memory that is free."""
+
+UNRECORDED = {"record", "record_text", "api_key", "host", "port", "uds", "allowed_origins"}
+"""Settings that a recording leaves out: secrets, and where the service was found."""
 
 LEASE_BLOCKS_MAX = 32
 """Blocks a worker keeps in hand, in a pool that is large enough for it."""
@@ -126,14 +137,54 @@ def service_config(
         ),
         router=RouterConfig(choices_max=choices_max),
         transport=options.transport,
-        threads=options.threads or max(1, (os.cpu_count() or 1) // len(team)),
+        threads=threads(options, len(team)),
         start_ns=int(options.worker_timeout * 1e9),
         step_ns=int(options.worker_timeout * 1e9),
         shutdown_ns=int(shutdown_s * 1e9),
         mixed_numerics=options.mixed_numerics,
-        journal=str(options.journal or ""),
+        record=recorded(options, found, memory),
         options={"folder": str(folder(options)), "dtype": options.dtype},
     )
+
+
+def recorded(options: EngineOptions, found: Probe, memory: int) -> RecordSettings | None:
+    """What `--record` asks for; `memory`: bytes of each pool."""
+    if options.record is None:
+        if options.record_text:
+            raise ConfigError("--record-text says what --record keeps; give --record DIR, too")
+        return None
+    return RecordSettings(
+        folder=str(options.record),
+        text=options.record_text,
+        settings=settled(options, found, memory),
+        config=config_of(options),
+    )
+
+
+def config_of(options: EngineOptions) -> dict[str, Any]:
+    """The checkpoint's config.json."""
+    return msgspec.json.decode((folder(options) / "config.json").read_bytes())
+
+
+def settled(options: EngineOptions, found: Probe, memory: int) -> dict[str, Any]:
+    """The settings as a `--config` file has them, with what was chosen in place of what was left open; `memory`: bytes of each pool."""
+    team = workers(options)
+    chosen = {
+        "model": str(folder(options)),
+        "dtype": found.spec.dtype,
+        "max_model_len": found.length_max,
+        "kv_memory": str(memory),
+        "threads": threads(options, len(team)),
+    }
+    if options.instances is None:
+        chosen |= {leaning: sum(w.leaning == leaning for w in team) for leaning in ("prefill", "decode")}
+    stated = options.model_dump(mode="json", exclude=UNRECORDED) | chosen
+    return {k.replace("_", "-"): v for k, v in stated.items() if v is not None}
+
+
+def threads(options: EngineOptions, workers: int) -> int:
+    """Of each worker."""
+    return options.threads or max(1, (os.cpu_count() or 1) // workers)
 
 
 def model(options: EngineOptions, found: Probe, name: str | None = None) -> Model:

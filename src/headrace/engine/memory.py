@@ -150,7 +150,22 @@ class Memory:
             sequence.published[group] = max(sequence.published[group], below)
         return trims
 
+    def headroom(self) -> int:
+        """Blocks by which tables may grow (in every group) before more would be asked for; negative: it is asked for now."""
+        low = 0 if self.pressed or self._asked is not None else self._lease_blocks // 2
+        room: list[int] = []
+        for spare, free, need in zip(self.spare, self.pool_free, self.need, strict=True):
+            # What is above the high water is given back at once.
+            kept = min(spare.total, max(need, self._keep_max))
+            room.append(kept - (low if free else 0))
+        return min(room)
+
     # The lease
+
+    @property
+    def _keep_max(self) -> int:
+        """High water: what is above it, and not needed, goes back."""
+        return 0 if self.pressed else 4 * self._lease_blocks
 
     def leased(self, message: Leased) -> None:
         for run in message.runs:
@@ -187,10 +202,9 @@ class Memory:
 
     def surplus(self) -> Return | None:
         """What to give back now, keeping what work waits for."""
-        keep_max = 0 if self.pressed else 4 * self._lease_blocks
         runs: list[BlockRun] = []
         for group, segments in enumerate(self.spare):
-            excess = segments.total - max(self.need[group], keep_max)
+            excess = segments.total - max(self.need[group], self._keep_max)
             if excess > 0:
                 runs += [BlockRun(self.pool, group, first, count) for first, count in segments.take(excess)]
         return Return(tuple(runs)) if runs else None

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 from headrace.engine.memory import Memory
 from headrace.engine.policies import FINISHED_MAX, AdmissionView, EnginePolicies, StepView
+from headrace.engine.repeats import Issued, repeat_max, settle_repeats
 from headrace.engine.sequence import Sequence, Status
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
 from headrace.types.messages import Report, Role
-from headrace.types.plan import Growth, SequenceStart, StepPlan, Work
+from headrace.types.plan import Growth, SequenceStart, StepPlan, StepResult, Work
 
 MATCHES_AHEAD = 16
 """Prefix look-ups asked for before their sequence can start: hides the round trip, and bounds what waiting sequences lock."""
@@ -36,7 +37,13 @@ class Scheduler:
     """Queue, running set and plans of one instance."""
 
     def __init__(
-        self, policies: EnginePolicies, memory: Memory, tokens_max: int, sequences_max: int, depth: int
+        self,
+        policies: EnginePolicies,
+        memory: Memory,
+        tokens_max: int,
+        sequences_max: int,
+        depth: int,
+        repeats_max: int = 1,
     ) -> None:
         assert depth in (1, 2), "plans in flight: 1 or 2"
         self.policies = policies
@@ -46,7 +53,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.receiving: list[Sequence] = []
         self.stopping: list[Sequence] = []
-        self.inflight: deque[StepPlan] = deque()
+        self.inflight: deque[Issued] = deque()
         self.steps = 0
         self.retired = 0
         """Number of the last plan whose result is in."""
@@ -58,6 +65,14 @@ class Scheduler:
         self._tokens_max = tokens_max
         self._sequences_max = sequences_max
         self._depth = depth
+        self._repeats_max = repeats_max
+        self.overheard = any(g.window for g in memory.spec.groups)
+        """Others are concerned when a block is published: they share the pool, or windows give blocks back."""
+        self.changed = False
+        """Something has happened since the last plan that may change the next."""
+        self.once: list[StepId] = []
+        """Plans that were open and are to run once, not said yet."""
+        self._retired_now = False
         self._ends: list[SequenceKey] = []
         self._growth: list[Growth] = []
 
@@ -87,11 +102,13 @@ class Scheduler:
     # Entry and exit
 
     def enqueue(self, sequence: Sequence) -> None:
+        self.changed = True
         sequence.status = Status.WAITING
         self.waiting.append(sequence)
 
     def join(self, sequence: Sequence) -> None:
         """A sequence whose blocks are here (admitted, received, or held until now) runs from now on."""
+        self.changed = True
         if sequence.status is Status.RECEIVING:
             self.receiving.remove(sequence)
         sequence.status = Status.RUNNING
@@ -100,6 +117,7 @@ class Scheduler:
     def hold(self, sequence: Sequence) -> None:
         """A prefilled sequence leaves the running set and keeps its blocks. No plan names it any more, as it may emit no more."""
         assert sequence.last_step <= self.retired
+        self.changed = True
         # The step in which it drew its token may have been its last before a preemption: no longer.
         (self.stopping if sequence.status is Status.STOPPING else self.running).remove(sequence)
         sequence.status = Status.HELD
@@ -109,6 +127,7 @@ class Scheduler:
         if sequence.status is Status.STOPPING:
             sequence.ends = sequence.ends or ends
             return
+        self.changed = True
         if sequence.status is Status.RUNNING:
             self.running.remove(sequence)
         elif sequence.status is Status.RECEIVING:
@@ -144,16 +163,35 @@ class Scheduler:
         assert sequence.pending == 0
         self.enqueue(sequence)
 
-    def retire(self, plan: StepPlan) -> None:
-        assert self.inflight and self.inflight[0].step == plan.step
-        self.inflight.popleft()
-        self.retired = plan.step
+    def retire(self, result: StepResult) -> Issued:
+        """Take in that the oldest plan has run, so many times; the plan as it was issued."""
+        issued = self.inflight[0]
+        assert issued.plan.step == result.step, "results come in the order of plans"
+        self.steps += settle_repeats(issued, result, self.memory)
+        self.retired = issued.last_step - issued.left
+        if not issued.left:
+            self.inflight.popleft()
+            self._retired_now = True
+        return issued
+
+    def _full(self) -> bool:
+        """Are as many plans in flight as may be?"""
+        if not self.inflight:
+            return False
+        last = self.inflight[-1]
+        if last.open:
+            # Behind another one it stands for the next plan only; at the head it may have begun just now.
+            if len(self.inflight) > 1 or not (self._retired_now and self.changed):
+                return True
+            last.open = False
+            self.once.append(last.plan.step)
+        return sum(issued.left for issued in self.inflight) >= self._depth
 
     # Planning
 
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step, or None if there is nothing to run or two are in flight. Leaves in `memory.need` what work waits for."""
-        if len(self.inflight) >= self._depth:
+        if self._full():
             self._look_ahead()
             return None
         self._sort(now_ns)
@@ -169,7 +207,11 @@ class Scheduler:
                 self._admit(now_ns)
         view = self._view(now_ns, lacking)
         work = self.policies.batching.plan(view)
-        return self._issue(work, self.policies.horizon(view)) if work else None
+        return self._issue(work, view, lacking=bool(lacking)) if work else None
+
+    def settled(self) -> None:
+        """The instant is over."""
+        self._retired_now = False
 
     def _sort(self, now_ns: int) -> None:
         rank = self.policies.ordering.rank
@@ -204,7 +246,7 @@ class Scheduler:
                 continue
             if needy is None and self.memory.covers(missing):
                 grown = self.memory.grow(sequence, missing)
-                if sequence.started:
+                if sequence.started and self._repeats_max == 1:
                     self._growth.append(Growth(sequence.key, tuple(grown)))
                 continue
             needy = needy or sequence
@@ -292,10 +334,11 @@ class Scheduler:
 
     # The plan
 
-    def _issue(self, work: list[tuple[Sequence, int]], repeat_max: int) -> StepPlan:
+    def _issue(self, work: list[tuple[Sequence, int]], view: StepView, *, lacking: bool) -> StepPlan:
         self.steps += 1
         starts = [self._start(sequence) for sequence, _ in work if not sequence.started]
         items: list[Work] = []
+        rows = [sequence for sequence, _ in work]
         for sequence, count in work:
             emits = sequence.scheduled + count == sequence.total + sequence.pending
             items.append(Work(sequence.key, sequence.scheduled, count, emits))
@@ -309,15 +352,25 @@ class Scheduler:
             starts=tuple(starts),
             growth=tuple(self._growth),
             work=tuple(items),
-            repeat_max=repeat_max,
+            repeat_max=1 if lacking else self._repeats(rows, items, view),
         )
         self._ends.clear()
         self._growth.clear()
-        self.inflight.append(plan)
+        self.inflight.append(Issued(plan, rows, open=plan.repeat_max > 1))
+        self.changed = False
         return plan
+
+    def _repeats(self, rows: list[Sequence], items: list[Work], view: StepView) -> int:
+        """How often the plan may run."""
+        if self._repeats_max == 1 or any(w.count > 1 or not w.emits for w in items):
+            return 1
+        horizon = min(self._repeats_max, self.policies.horizon(view))
+        return repeat_max(rows, horizon, self.memory, overheard=self.overheard)
 
     def _start(self, sequence: Sequence) -> SequenceStart:
         sequence.started = True
+        if self._repeats_max > 1:
+            return SequenceStart(sequence.key, sequence.total, sequence.scheduled, len(sequence.hashes), ())
         runs = [run for group, blocks in enumerate(sequence.tables) for run in table_runs(group, 0, blocks)]
         return SequenceStart(
             key=sequence.key,

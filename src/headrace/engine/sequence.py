@@ -67,6 +67,10 @@ class Sequence:
     """The executor has its table."""
     ends: bool = False
     """With STOPPING: it leaves the instance (else it is preempted)."""
+    told: int = 0
+    """Emitted tokens that the router was told of,"""
+    told_hashes: int = 0
+    """and leading block hashes that it knows."""
     begun: bool = False
     """`Begun` was told."""
     lost: int = 0
@@ -103,6 +107,7 @@ def sequence_from(start: Start, groups: int) -> Sequence:
         source=start.source,
         total=start.total,
         hashes=list(start.hashes),
+        told_hashes=len(start.hashes),
         tables=[[] for _ in range(groups)],
         published=[0] * groups,
         trimmed=[0] * groups,

@@ -42,7 +42,20 @@ class Drawn:
                 opened.unsent[emission.first] = emission
 
     def for_tokens(self, message: Tokens) -> tuple[Emission, ...]:
-        return tuple(self._opened[r.key].unsent.pop(r.first) for r in message.runs if r.count)
+        return tuple(self._joined(r.key, r.first, r.count) for r in message.runs if r.count)
+
+    def _joined(self, key: SequenceKey, first: int, count: int) -> Emission:
+        """What several steps drew, as one."""
+        unsent = self._opened[key].unsent
+        pieces: list[Emission] = []
+        at = first
+        while at < first + count:
+            pieces.append(unsent.pop(at))
+            at += len(pieces[-1].token_ids)
+        if len(pieces) == 1:
+            return pieces[0]
+        ids = tuple(token for piece in pieces for token in piece.token_ids)
+        return Emission(key, first, ids, tuple(entry for piece in pieces for entry in piece.logprobs))
 
     def for_tail(self, message: Tail) -> tuple[Emission, ...]:
         opened = self._opened[message.key]

@@ -25,6 +25,7 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any
 
@@ -32,16 +33,16 @@ import msgspec
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Hub
-from headrace.live.journal import Header, JournalFile, PoolSettings, RouterSettings, remake
+from headrace.live.journal import JOURNALS, Header, Journal, PoolSettings, RouterSettings, remake
 from headrace.live.launch.local import Launcher
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.members import Member, Members, State
 from headrace.live.policies import engine_policies, policy
 from headrace.live.pools import Pool, check_memory, layout_for
+from headrace.live.record import Recorder, check_folder, describe
 from headrace.live.settings import Model, ServiceConfig, SharedPool, WorkerConfig
 from headrace.live.store import Store
 from headrace.live.transports import check_transport
-from headrace.nodes.journal import Journaled
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
@@ -84,10 +85,18 @@ class Service:
         engine_policies(config.engine)
         check_transport(config.transport)
         self._config = config
+        self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // len(config.workers))
+        """Of each worker."""
         self._model = model
         self._command = list(command)
         policy("cluster.placement", config.placement)
         policy("kv.evict", config.eviction)
+        self._journals = ""
+        """Folder of the cores' journals."""
+        if config.record is not None:
+            check_folder(config.record)
+            self._journals = str(Path(config.record.folder).resolve() / JOURNALS)
+        self._recorder: Recorder | None = None
         self._secret = secrets.token_hex(16)
         self._numbers = itertools.count(1)
         self._expected = _expected(model)
@@ -108,6 +117,7 @@ class Service:
         """Done, with an exception, if the service cannot go on."""
         self._changed = asyncio.Event()
         self._store = Store()
+        self._cleanup.callback(self._end_recording)
         try:
             self._make_pools()
             self._make_cores()
@@ -118,6 +128,7 @@ class Service:
                 for member in self.members:
                     if member.state is State.FAILED:
                         raise HeadraceError(f"worker {member.settings.name} does not start: {member.reason}")
+            self._record()
         except BaseException:
             await self.stop()
             raise
@@ -164,10 +175,9 @@ class Service:
     def _add(self, header: Header) -> Core:
         """Make a core and run it on the loop."""
         core = shown = remake(header)
-        if self._config.journal:
-            journal = JournalFile(self._config.journal, header)
-            self._cleanup.callback(journal.close)
-            shown = Journaled(core, journal)
+        if self._journals:
+            shown = Journal(core, Path(self._journals), header)
+            self._cleanup.callback(shown.close)
         node = self._nodes[header.address] = self._loop.add(shown, partial(self._carry, header.address))
         self._cleanup.callback(node.close)
         return core
@@ -178,13 +188,25 @@ class Service:
         self._hub = Hub(self._greet, self._receive, self._fail)
         self._cleanup.callback(self._hub.close)
         self.members = Members(config, infos, self)
-        threads = config.threads or max(1, len(os.sched_getaffinity(0)) // len(config.workers))
-        environment = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **PASSIVE, **config.environment}
-        configure = partial(self._configure, threads)
-        self.launcher = Launcher(self._command, environment, configure, self.members.ended)
+        environment = {**worker_environment(self._threads), **config.environment}
+        self.launcher = Launcher(self._command, environment, self._configure, self.members.ended)
         self.members.launcher = self.launcher
         self._cleanup.push_async_callback(self._end_workers)
         self.members.start_all()
+
+    def _record(self) -> None:
+        config = self._config
+        if config.record is None:
+            return
+        infos = [(m.settings.name, m.info) for m in self.members]
+        numerics = self._expected.get("numerics", "")
+        recording = describe(config.record, self._model, self._threads, monotonic_ns(), numerics, infos)
+        self._recorder = Recorder(config.record, recording)
+
+    def _end_recording(self) -> None:
+        """Last of all: streams that the end of the service fails are in it, too."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _end_workers(self) -> None:
         for member in self.members:
@@ -208,7 +230,7 @@ class Service:
             blocks_total=self._pools[pool].layout.blocks,
         )
 
-    def _configure(self, threads: int, address: Address) -> WorkerConfig:
+    def _configure(self, address: Address) -> WorkerConfig:
         config = self._config
         return WorkerConfig(
             address=address,
@@ -222,9 +244,9 @@ class Service:
             engine=config.engine,
             instance=config.instance,
             transport=config.transport,
-            threads=threads,
+            threads=self._threads,
             report_ns=config.report_ns,
-            journal=config.journal,
+            journals=self._journals,
             options=config.options,
         )
 
@@ -320,9 +342,13 @@ class Service:
     def _carry(self, source: Address, command: Command) -> None:
         match command:
             case Send(target, message):
+                if self._recorder is not None:
+                    self._recorder.told(target, message)
                 self._send(source, target, message)
             case Deliver():
-                self._store.deliver(command)
+                chunk = self._store.deliver(command)
+                if self._recorder is not None and chunk is not None:
+                    self._recorder.delivered(command.request, chunk, monotonic_ns())
             case Reject():
                 self._store.reject(command)
             case Kill(peer):
@@ -349,18 +375,28 @@ class Service:
             raise RequestFailed("no worker is left; the log says why")
         request = submission.request
         stream = self._store.open(submission)
+        recorder, failure = self._recorder, None
+        if recorder is not None:
+            recorder.submitted(submission)
         self._router_node.post(Submitted(request))
         self.members.watch(lambda: len(self._store) > 0)
         try:
             async for chunk in stream.read():
                 yield chunk
+        except HeadraceError as error:
+            failure = error
+            raise
         finally:
             if stream.choices:
                 self._router_node.post(Withdrawn(request.id))
             self._store.close(request.id)
+            if recorder is not None:
+                recorder.ended(request.id, failure, monotonic_ns())
 
     def withdraw(self, request: RequestId, choice: int) -> None:
         self._store.withdraw(request, choice)
+        if self._recorder is not None:
+            self._recorder.withdrawn(request, choice, monotonic_ns())
         self._router_node.post(Withdrawn(request, choice))
 
     def next_id(self) -> RequestId:
@@ -406,6 +442,11 @@ class Service:
             blocks_total=sum(sum(core.blocks.blocks) for core in cores),
             blocks_free=sum(sum(core.blocks.available()) for core in cores),
         )
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Added to the environment of a worker that computes with so many threads."""
+    return {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **PASSIVE}
 
 
 def pool_address(pool: PoolId) -> Address:

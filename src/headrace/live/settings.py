@@ -49,6 +49,19 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """"prefill" | "decode" | "mixed"."""
 
 
+class RecordSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What to keep of a service's life (see `types.recording`)."""
+
+    folder: str
+    """A new one, or empty."""
+    text: bool = False
+    """Keep token ids, and what tenants call themselves (`--record-text`)."""
+    settings: dict[str, Any] = {}
+    """For `cluster.yaml`: those of the service, keys named as the flags. Without secrets."""
+    config: dict[str, Any] = {}
+    """The checkpoint's config.json."""
+
+
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service. Times are nanoseconds."""
 
@@ -87,8 +100,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Draining takes so long at most (`--shutdown-timeout`)."""
     mixed_numerics: bool = False
     """Admit workers whose arithmetic differs; then equal requests need not give equal tokens."""
-    journal: str = ""
-    """Folder for the cores' journals; empty: none are kept."""
+    record: RecordSettings | None = None
+    """None: nothing is kept."""
     environment: dict[str, str] = {}
     """Added to the workers' environment."""
     options: dict[str, Any] = {}
@@ -132,5 +145,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     threads: int
     report_ns: int
-    journal: str
+    journals: str
+    """Folder for its core's journal; empty: none is kept."""
     options: dict[str, Any]

@@ -112,23 +112,24 @@ class Store:
             if choice is not None and choice.attempt == emission.key.attempt:
                 choice.drawn[emission.first] = emission
 
-    def deliver(self, command: Deliver) -> None:
+    def deliver(self, command: Deliver) -> Chunk | None:
+        """What the client was handed; None if it has left meanwhile."""
         choice, stream = self._choice(command.request, command.choice)
         if choice is None or stream is None:
-            return
+            return None
         emission = choice.drawn.pop(command.first)
         assert len(emission.token_ids) == command.count and command.first == len(choice.sent)
         choice.sent += emission.token_ids
-        stream.put(
-            Chunk(
-                choice=command.choice,
-                first=command.first,
-                token_ids=emission.token_ids,
-                logprobs=emission.logprobs,
-                finish=command.finish,
-                timeline=command.timeline,
-            )
+        chunk = Chunk(
+            choice=command.choice,
+            first=command.first,
+            token_ids=emission.token_ids,
+            logprobs=emission.logprobs,
+            finish=command.finish,
+            timeline=command.timeline,
         )
+        stream.put(chunk)
+        return chunk
 
     def withdraw(self, request: RequestId, choice: int) -> None:
         """It needs no more tokens."""

@@ -21,9 +21,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any, NoReturn
 
@@ -33,13 +34,12 @@ import uvloop
 from headrace.live import wire
 from headrace.live.bus import HUB, Link
 from headrace.live.drawn import Drawn
-from headrace.live.journal import Header, InstanceSettings, JournalFile, remake
+from headrace.live.journal import Header, InstanceSettings, Journal, remake
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
 from headrace.live.transports import Site, open_transport
-from headrace.nodes.journal import Journaled
 from headrace.ports import Executor
 from headrace.types.errors import HeadraceError, IncompatiblePeer
 from headrace.types.events import (
@@ -97,11 +97,16 @@ def read_config() -> WorkerConfig:
 
 def run(config: WorkerConfig, make_executor: MakeExecutor) -> NoReturn:
     """Serve until told to leave; ends the process."""
+    end_with(lambda: _serve(config, make_executor))
+
+
+def end_with(serve: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Run it on a loop, then end the process: with status 1 if it raised."""
     # The parent decides when workers end: a Ctrl-C or a stop of the whole group must not cut its draining short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        uvloop.run(_serve(config, make_executor))
+        uvloop.run(serve())
         status = 0
     except HeadraceError as error:
         log.error("%s", error)
@@ -113,6 +118,20 @@ def run(config: WorkerConfig, make_executor: MakeExecutor) -> NoReturn:
     sys.stderr.flush()
     # Past the interpreter's own end: the executor's thread may stand in native code.
     os._exit(status)
+
+
+def greeting(config: WorkerConfig, loaded: Loaded) -> wire.Hello:
+    spec = config.model.spec
+    return wire.Hello(
+        secret=config.secret,
+        fingerprint=loaded.fingerprint,
+        dtype=spec.dtype,
+        block_size=spec.block_size,
+        spec=loaded.spec,
+        vocabulary=loaded.vocabulary,
+        numerics=loaded.numerics,
+        promise=loaded.promise,
+    )
 
 
 async def _serve(config: WorkerConfig, make_executor: MakeExecutor) -> None:
@@ -170,18 +189,7 @@ class Worker:
     # Joining
 
     def _loaded(self, loaded: Loaded) -> None:
-        config, model = self._config, self._config.model
-        hello = wire.Hello(
-            secret=config.secret,
-            fingerprint=loaded.fingerprint,
-            dtype=model.spec.dtype,
-            block_size=model.spec.block_size,
-            spec=loaded.spec,
-            vocabulary=loaded.vocabulary,
-            numerics=loaded.numerics,
-            promise=loaded.promise,
-        )
-        self._link.send(HUB, hello)
+        self._link.send(HUB, greeting(self._config, loaded))
 
     def _welcome(self, message: wire.Welcome) -> None:
         config = self._config
@@ -190,8 +198,8 @@ class Worker:
             InstanceSettings(config.router, config.info, config.model.spec, config.engine, config.instance),
         )
         core = remake(header)
-        if config.journal:
-            core = Journaled(core, JournalFile(config.journal, header))
+        if config.journals:
+            core = Journal(core, Path(config.journals), header)
         self._node = CoreLoop(self._fail).add(core, self._carry)
         for peer in message.peers:
             self._joined(peer)

@@ -24,6 +24,7 @@ from headrace.types.events import (
     Event,
     Execute,
     Landed,
+    Once,
     PeerLost,
     PeerUp,
     Received,
@@ -82,7 +83,12 @@ class Instance:
         self.sequences: dict[SequenceKey, Sequence] = {}
         self.memory = Memory(spec, info.pool, info.blocks_total, config.lease_blocks)
         self.scheduler = Scheduler(
-            policies, self.memory, config.tokens_max, config.sequences_max, config.depth
+            policies,
+            self.memory,
+            config.tokens_max,
+            config.sequences_max,
+            config.depth,
+            config.repeats_max,
         )
         self._out: list[Command] = []
         self._closes: list[Command] = []
@@ -105,6 +111,7 @@ class Instance:
     # The core's three verbs
 
     def handle(self, event: Event, now_ns: int) -> None:
+        self.scheduler.changed |= not isinstance(event, StepDone)
         match event:
             case Received(source, message):
                 if not self._gone(source):
@@ -118,6 +125,7 @@ class Instance:
                 self._written(*self.sending.written(write, ok), now_ns)
             case PeerUp(peer, info):
                 self._peers[peer] = info
+                self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
             case PeerLost(peer, info):
                 self._peer_lost(peer, info, now_ns)
             case _:
@@ -136,6 +144,7 @@ class Instance:
             self._plan(now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
+        self.scheduler.settled()
         timers = [*self._deadlines.values(), self.standstill.due_ns]
         wake_ns = min((at_ns for at_ns in timers if at_ns), default=0)
         if wake_ns and wake_ns != self._wake_ns:
@@ -149,6 +158,13 @@ class Instance:
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
         return self.scheduler.report(now_ns, held, self.sending.sessions, self._draining)
+
+    def gauges(self) -> tuple[float, int, int, int]:
+        """Share of its pool that is in use, as far as it knows, and sequences waiting, running and receiving."""
+        scheduler, memory = self.scheduler, self.memory
+        free = sum(s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True))
+        used = 1 - min(1.0, free / sum(memory.blocks_total))
+        return used, len(scheduler.waiting), len(scheduler.running), len(scheduler.receiving)
 
     @property
     def idle(self) -> bool:
@@ -282,6 +298,7 @@ class Instance:
     def _reap(self) -> bool:
         """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over. True if any."""
         drained = self.scheduler.drained(self.sending.busy)
+        self.scheduler.changed |= bool(drained)
         for sequence in drained:
             if sequence.ends:
                 self._leave(sequence)
@@ -323,27 +340,35 @@ class Instance:
 
     def _plan(self, now_ns: int) -> None:
         while (plan := self.scheduler.plan(now_ns)) is not None:
+            self._once()
             for start in plan.starts:
                 sequence = self.sequences[start.key]
                 if not sequence.begun:
                     sequence.begun = True
                     self._send(self._router, Begun(start.key, now_ns, start.computed))
             self._out.append(Execute(plan))
+        self._once()
+
+    def _once(self) -> None:
+        """Before what follows it is given, an open plan is told not to repeat."""
+        self._out += [Once(step) for step in self.scheduler.once]
+        self.scheduler.once.clear()
 
     def _step_done(self, result: StepResult, now_ns: int) -> None:
-        plan = self.scheduler.inflight[0]
-        assert plan.step == result.step and result.repeats == 1, "results come in the order of plans"
-        self.scheduler.retire(plan)
+        issued = self.scheduler.retire(result)
+        repeats = result.repeats
+        if not repeats:
+            return
+        before = issued.repeats - repeats
         runs: list[TokenRun] = []
-        for work, output in zip(plan.work, result.outputs, strict=True):
-            sequence = self.sequences[work.key]
-            sequence.pending -= work.emits
+        for work, sequence, output in zip(issued.plan.work, issued.rows, result.outputs, strict=True):
+            sequence.pending -= repeats * work.emits
             if sequence.ends or output.discarded:
                 continue
             if output.error:
                 self._fail(sequence, output.error, now_ns, retry=False)
                 continue
-            run = self._progress(sequence, work.first + work.count, output, now_ns)
+            run = self._progress(sequence, work.first + work.count * (before + repeats), output, now_ns)
             if run is not None:
                 runs.append(run)
         if runs:
@@ -359,7 +384,6 @@ class Instance:
             return None
         if sequence.emitted == 0:
             self._send(self._router, Prefilled(sequence.key, now_ns))
-        first = sequence.history + sequence.emitted
         sequence.emitted += output.emitted
         sequence.total += output.emitted
         finish = output.finish
@@ -371,8 +395,27 @@ class Instance:
         elif sequence.role is Role.PREFILL:
             self.scheduler.hold(sequence)
             self._hold(sequence, now_ns)
+        if finish is None and sequence.role is not Role.PREFILL:
+            return self._told(sequence)
+        return self._told(sequence, finish, everything=True)
+
+    def _told(
+        self, sequence: Sequence, finish: FinishReason | None = None, *, everything: bool = False
+    ) -> TokenRun | None:
+        """What the router is told now: the first token at once, then whole intervals, and at the end the rest."""
+        told, interval = sequence.told, self._config.stream_interval
+        count = sequence.emitted - told
+        if not everything and told and interval > 1:
+            count -= (sequence.emitted - 1) % interval
+        if count <= 0 and finish is None:
+            return None
+        sequence.told = told + count
+        # No hash of a block that holds tokens which are not told yet.
+        blocks = (sequence.total - sequence.emitted + sequence.told) // self._spec.block_size
+        hashes = tuple(sequence.hashes[sequence.told_hashes : blocks])
+        sequence.told_hashes += len(hashes)
         recomputed = sequence.recomputed if finish is not None else 0
-        return TokenRun(sequence.key, first, output.emitted, finish, output.hashes, recomputed)
+        return TokenRun(sequence.key, sequence.history + told, count, finish, hashes, recomputed)
 
     def _publish(self, sequence: Sequence) -> None:
         message = self.memory.publish(sequence)
@@ -443,8 +486,9 @@ class Instance:
         sequence.begun = True
         sequence.scheduled = sequence.computed = sequence.total
         sequence.total += tail.emitted
-        sequence.emitted = tail.emitted
+        sequence.emitted = sequence.told = tail.emitted
         sequence.hashes = list(tail.hashes)
+        sequence.told_hashes = len(tail.hashes)
         self._publish(sequence)
         self.scheduler.join(sequence)
         joined = Joined(sequence.key, now_ns, cached, tail.blocks, tail.bytes, tail.writes)

@@ -16,6 +16,10 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Sequences waiting; more are refused."""
     depth: int = 2
     """Plans in flight."""
+    repeats_max: int = 1
+    """How often the executor may run one plan; more than 1 is for executors that keep no block tables."""
+    stream_interval: int = 1
+    """New tokens of a sequence are told in groups of so many; the first and the last ones at once (`--stream-interval`)."""
     lease_blocks: int = 32
     """Blocks kept in hand beyond what work waits for."""
     hold_ns: int = 60 * SECOND

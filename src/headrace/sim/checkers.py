@@ -7,11 +7,12 @@ from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.sim.memory import extend, salts
-from headrace.sim.nodes import Node, Worker
+from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.shell import Shell
-from headrace.types.events import Command, Event, Write
+from headrace.types.events import Command, Event, Execute, Write
 from headrace.types.hashing import block_hashes
 from headrace.types.ids import BlockHash
+from headrace.types.plan import StepPlan
 
 
 class Violation(AssertionError):
@@ -19,7 +20,10 @@ class Violation(AssertionError):
 
 
 class Checker:
-    """Watches every settle. Blocks of a pool are recounted whenever its core has settled, an instance's whenever that has."""
+    """Watches every settle. Blocks of a pool are recounted whenever its core has settled, an instance's whenever that has.
+
+    Nothing else changes either, so what holds after each settle holds always.
+    """
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
@@ -30,47 +34,76 @@ class Checker:
             return
         if isinstance(node.state, PoolCore):
             node.state.blocks.audit()
-        elif isinstance(node, Worker):
+            check_holders(node.state.blocks)
+        elif isinstance(node, ContentWorker):
             pool, _ = self._shell.pools[node.info.pool]
             assert isinstance(pool.state, PoolCore)
             check_lease(node, pool.state.blocks)
+            for command in commands:
+                if isinstance(command, Execute):
+                    check_work(self._shell, node, command.plan)
 
-    def _copied(self, target: Worker, write: Write) -> None:
+    def _copied(self, target: ContentWorker, write: Write) -> None:
         pool, _ = self._shell.pools[target.info.pool]
         assert isinstance(pool.state, PoolCore)
         check_landing(target, pool.state.blocks, write)
 
 
-def check_landing(target: Worker, pool: BlockPool, write: Write) -> None:
+def check_landing(target: ContentWorker, pool: BlockPool, write: Write) -> None:
     """Memory that may still be written into is its target's, or in quarantine after it: nobody else can have it."""
     segments = pool.leases.get(target.address) or pool.quarantine.get(target.address)
     runs = segments[write.group].runs() if segments else []
-    if not any(first <= write.target_first < first + size for first, size in runs):
+    end = write.target_first + write.count
+    if not any(first <= write.target_first and end <= first + size for first, size in runs):
         raise Violation(
-            f"a write lands in block {write.target_first}, which is not {target.address}'s any more"
+            f"a write lands in blocks {write.target_first}..{end - 1}, which are not {target.address}'s any more"
         )
 
 
-def check_lease(worker: Worker, pool: BlockPool) -> None:
+def check_holders(pool: BlockPool) -> None:
+    """Only the living hold anything."""
+    for holder, key in pool.handles:
+        if holder not in pool.leases:
+            raise Violation(f"{pool.pool}: the locks of {key} belong to {holder}, which has ended")
+
+
+def check_work(shell: Shell, worker: ContentWorker, plan: StepPlan) -> None:
+    """Nobody works for a client that has its answer or has left, once he has heard all that the router had to say."""
+    if not shell.network.heard_all(shell.router, worker):
+        return
+    for work in plan.work:
+        client = shell.clients.all[work.key.request]
+        if client.rejected is not None or client.streams[work.key.choice].ended:
+            raise Violation(f"{worker.address} computes {work.key}, which nobody waits for")
+
+
+def check_lease(worker: ContentWorker, pool: BlockPool) -> None:
     """No block twice in an instance's books, and none there that the pool has not leased to it (the reverse may be under way)."""
     instance = worker.state
     assert isinstance(instance, Instance)
     lease = pool.leases.get(worker.address)
     if lease is None:
         return
-    private = [run for sequence in instance.sequences.values() for run in instance.memory.private(sequence)]
-    for group in range(len(pool.blocks)):
-        leased = bytearray(pool.blocks[group])
-        for first, size in lease[group].runs():
-            leased[first : first + size] = b"\1" * size
-        held = list(instance.memory.spare[group].runs())
-        held += [(run.first, run.count) for run in private if run.group == group]
-        for first, size in held:
-            if leased[first : first + size] != b"\1" * size:
+    held = [list(spare.runs()) for spare in instance.memory.spare]
+    for sequence in instance.sequences.values():
+        for run in instance.memory.private(sequence):
+            held[run.group].append((run.first, run.count))
+    for group, segments in enumerate(lease):
+        # A bit for each block that is leased and not in the instance's books so far.
+        free = 0
+        for first, size in segments.runs():
+            free |= _bits(first, size)
+        for first, size in held[group]:
+            bits = _bits(first, size)
+            if free & bits != bits:
                 raise Violation(
                     f"{worker.address} uses blocks {first}..{first + size - 1} of group {group} unduly"
                 )
-            leased[first : first + size] = bytes(size)
+            free ^= bits
+
+
+def _bits(first: int, size: int) -> int:
+    return ((1 << size) - 1) << first
 
 
 def check_idle(shell: Shell) -> None:
@@ -78,6 +111,8 @@ def check_idle(shell: Shell) -> None:
     for client in shell.clients.all.values():
         if not client.ended:
             raise Violation(f"request {client.request.id} has no end")
+    if not shell.network.quiet:
+        raise Violation("a message between two that live was never heard")
     router = shell.router.state
     assert isinstance(router, Router)
     if not router.idle or router.unfinished or router.fleet.view(0).assigned.any():
@@ -119,7 +154,7 @@ def check_content(shell: Shell) -> None:
                     )
 
 
-def _check_idle_worker(shell: Shell, worker: Worker) -> None:
+def _check_idle_worker(shell: Shell, worker: ContentWorker) -> None:
     instance = worker.state
     assert isinstance(instance, Instance)
     if not instance.idle or worker.given:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from headrace.sim.memory import expected_tokens
 from headrace.types.events import Deliver, Reject
-from headrace.types.ids import RequestId, SequenceKey
+from headrace.types.ids import Address, RequestId, SequenceKey
 from headrace.types.kv import KVSpec
 from headrace.types.messages import Start
 from headrace.types.payload import Emission, SequencePayload
@@ -60,7 +60,7 @@ class Clients:
         self.all[request.id] = Client(request, payload, streams)
         self.unfinished += 1
 
-    def payload_for(self, start: Start) -> SequencePayload:
+    def payload_for(self, start: Start, target: Address) -> SequencePayload:
         """Prompt and what was delivered before this attempt: what a sequence of it starts from."""
         client = self.all[start.key.request]
         stream = client.streams[start.key.choice]
@@ -79,7 +79,7 @@ class Clients:
                 assert index not in known, f"{emission.key}: token {index} was told twice"
                 known[index] = token
 
-    def deliver(self, command: Deliver) -> None:
+    def deliver(self, command: Deliver, now_ns: int) -> None:
         key = command.key
         client = self.all[command.request]
         stream = client.streams[command.choice]

@@ -1,30 +1,67 @@
 """What goes wrong in a run, and when. Everything here ends at `heal_ns`: from then on the network is good and nobody dies.
 
-An ambush waits for a handover to begin, as that is when instances depend on each other: it strikes some time after the k-th `Dispatch`.
+Here stand the faults that strike at some moment; how late or unreliable messages and writes are all the time stands in `sim.network`.
+An ambush waits for the k-th message of some kind and strikes soon after, as it is in the midst of something that instances depend on each
+other.
+Two faults there are not. The router and the pools live in one process with the API: their death is the end of the service, which nobody
+survives who could notice, so it is no fault of a run. And a pool has no tiers yet, so none can be full.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+from headrace.sim.network import Partition
+from headrace.sim.nodes import Node, Worker
 from headrace.sim.shell import Shell
 from headrace.types.events import DrainAsked
-from headrace.types.ids import Address, RequestId
-from headrace.types.messages import Dispatch
+from headrace.types.ids import RequestId
+from headrace.types.messages import AnyMessage
 
 
 class Victim(Enum):
-    SOURCE = "source"
-    TARGET = "target"
+    SENDER = "sender"
+    RECEIVER = "receiver"
     CLIENT = "client"
-    """Of the sequence that is handed over: it leaves."""
+    """Of the sequence that the message is about: it leaves."""
+    SESSION = "session"
+    """Between sender and receiver: it breaks."""
+    WAY = "way"
+    """Between sender and receiver: nothing passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ambush:
-    dispatch: int
-    """The how many-th of the run, from 1."""
+    message: str
+    """Name of a kind of message."""
+    count: int
+    """The how many-th of its kind in the run, from 1."""
     victim: Victim
     delay_ns: int
+    lasts_ns: int = 1
+    """Of a session or a way: until it is good again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """All sessions between nodes of `left` and of `right` break, and are resumed at `until_ns`."""
+
+    at_ns: int
+    until_ns: int
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slowdown:
+    """Steps of an instance that begin from `start_ns` on and before `end_ns` take `factor` times as long."""
+
+    start_ns: int
+    end_ns: int
+    name: str
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +73,54 @@ class FaultPlan:
     leaves: tuple[tuple[int, RequestId, int | None], ...] = ()
     """Clients that leave: (when, request, choice or all)."""
     ambushes: tuple[Ambush, ...] = ()
+    breaks: tuple[Break, ...] = ()
+    partitions: tuple[Partition, ...] = ()
+    slowdowns: tuple[Slowdown, ...] = ()
     doomed: dict[RequestId, int] = field(default_factory=dict[RequestId, int])
     """Requests that fail at so many new tokens, wherever they run."""
     heal_ns: int = 0
 
 
 class Faults:
-    """Carries a plan out."""
+    """Carries a plan out; `trace` is told what strikes, and `Shell.counts` counts it."""
 
-    def __init__(self, shell: Shell, plan: FaultPlan) -> None:
+    def __init__(self, shell: Shell, plan: FaultPlan, trace: Callable[[str], None] | None = None) -> None:
         self._shell = shell
         self._plan = plan
-        self._dispatches = 0
-        loop = shell.loop
+        self._trace = trace
+        self._said: Counter[str] = Counter()
+        network = shell.network
         shell.clients.doomed.update(plan.doomed)
-        shell.on_dispatch = self._dispatched
+        for cut in plan.partitions:
+            network.part(cut)
+        if plan.ambushes:
+            network.on_send = self._sent
         for at_ns, name in plan.kills:
-            loop.at(at_ns, self._kill, name)
+            self._at(at_ns, "kills", name, self._kill, name)
         for at_ns, name in plan.drains:
-            loop.at(at_ns, self._drain, name)
+            self._at(at_ns, "drains", name, self._drain, name)
         for at_ns, request, choice in plan.leaves:
-            loop.at(at_ns, shell.withdraw, request, choice)
-        loop.at(plan.heal_ns, shell.network.heal)
+            self._at(at_ns, "clients that leave", f"request {request}", shell.withdraw, request, choice)
+        for cut in plan.breaks:
+            self._at(cut.at_ns, "breaks", str(cut), network.break_sessions, cut.left, cut.right, cut.until_ns)
+        for cut in plan.partitions:
+            self._at(cut.start_ns, "partitions", str(cut))
+        self._at(plan.heal_ns, "", "the network is good from now on", network.heal)
+
+    def _at(
+        self, at_ns: int, kind: str, what: str, action: Callable[..., object] | None = None, *arguments: Any
+    ) -> None:
+        self._shell.loop.at(at_ns, self._strike, kind, what, action, arguments)
+
+    def _strike(
+        self, kind: str, what: str, action: Callable[..., object] | None, arguments: tuple[Any, ...]
+    ) -> None:
+        if kind:
+            self._shell.counts[kind] += 1
+        if self._trace is not None:
+            self._trace(f"{self._shell.loop.now_ns:>12,} {'faults':>12} ! {kind} {what}")
+        if action is not None:
+            action(*arguments)
 
     def _kill(self, name: str) -> None:
         for address in list(self._shell.workers):
@@ -70,20 +133,31 @@ class Faults:
             if worker.address.name == name and worker.alive:
                 shell.router.receive(DrainAsked(worker.address), shell.loop.now_ns)
 
-    def _dispatched(self, target: Address, source: Address, message: Dispatch) -> None:
-        """The target asks the source for KV."""
-        self._dispatches += 1
+    def _sent(self, source: Node, target: Node, message: AnyMessage) -> None:
+        name = type(message).__name__
+        self._said[name] += 1
         for ambush in self._plan.ambushes:
-            if ambush.dispatch == self._dispatches and self._shell.loop.now_ns < self._plan.heal_ns:
-                self._spring(ambush, target, source, message)
+            due = ambush.message == name and ambush.count == self._said[name]
+            if due and self._shell.loop.now_ns < self._plan.heal_ns:
+                self._spring(ambush, source, target, message)
 
-    def _spring(self, ambush: Ambush, target: Address, source: Address, message: Dispatch) -> None:
-        shell = self._shell
-        at_ns = shell.loop.now_ns + ambush.delay_ns
+    def _spring(self, ambush: Ambush, source: Node, target: Node, message: AnyMessage) -> None:
+        shell, heal_ns = self._shell, self._plan.heal_ns
+        at_ns = min(shell.loop.now_ns + ambush.delay_ns, heal_ns)
+        what = f"{ambush.victim.value} of {message} from {source.address} to {target.address}"
         match ambush.victim:
-            case Victim.SOURCE:
-                shell.loop.at(at_ns, shell.kill, source)
-            case Victim.TARGET:
-                shell.loop.at(at_ns, shell.kill, target)
+            case Victim.SENDER | Victim.RECEIVER:
+                node = source if ambush.victim is Victim.SENDER else target
+                if isinstance(node, Worker):
+                    self._at(at_ns, "ambushes", what, shell.kill, node.address)
             case Victim.CLIENT:
-                shell.loop.at(at_ns, shell.withdraw, message.key.request, message.key.choice)
+                key = getattr(message, "key", None)
+                if key is not None:
+                    self._at(at_ns, "ambushes", what, shell.withdraw, key.request, key.choice)
+            case Victim.SESSION | Victim.WAY:
+                until_ns = max(at_ns + 1, min(at_ns + ambush.lasts_ns, heal_ns))
+                names = (source.address.name,), (target.address.name,)
+                if ambush.victim is Victim.SESSION:
+                    self._at(at_ns, "ambushes", what, shell.network.break_sessions, *names, until_ns)
+                else:
+                    self._at(at_ns, "ambushes", what, shell.network.part, Partition(at_ns, until_ns, *names))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
+FIRST = 2**62
+
 
 class Settler(Protocol):
     """A node as the loop sees it."""
@@ -16,6 +18,10 @@ class Settler(Protocol):
     """Order in which nodes of one instant settle; never reused."""
 
     def settle(self, now_ns: int) -> None: ...
+
+    def wake(self, now_ns: int) -> None:
+        """It is time for what it wanted to be settled for."""
+        ...
 
 
 class Loop:
@@ -31,11 +37,12 @@ class Loop:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def at(self, at_ns: int, action: Callable[..., object], *arguments: Any) -> None:
-        """Call `action(*arguments)` at a time after this instant. Events of one time keep the order in which they were put in."""
+    def at(self, at_ns: int, action: Callable[..., object], *arguments: Any, first: bool = False) -> None:
+        """Call `action(*arguments)` at a time after this instant. Events of one time keep the order in which they were put in, but `first`
+        ones come before all others."""
         assert at_ns > self.now_ns, "nothing happens in the instant that asked for it"
         self._serial += 1
-        heappush(self._heap, (at_ns, self._serial, action, arguments))
+        heappush(self._heap, (at_ns, self._serial - FIRST if first else self._serial, action, arguments))
 
     def touch(self, node: Settler) -> None:
         """The node settles when this instant's events are in."""
@@ -73,4 +80,4 @@ class Loop:
     def _wake(self, node: Settler, at_ns: int) -> None:
         if self._wakes.get(node.index) == at_ns:
             del self._wakes[node.index]
-            self.touch(node)
+            node.wake(self.now_ns)

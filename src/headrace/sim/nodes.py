@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from headrace.nodes.journal import Journaled, Record
 from headrace.ports import Core
@@ -10,7 +11,8 @@ from headrace.sim.loop import Loop
 from headrace.sim.memory import Memory
 from headrace.types.events import Command, Event, StepDone
 from headrace.types.ids import Address, RequestId, SequenceKey, StepId
-from headrace.types.messages import InstanceInfo
+from headrace.types.messages import InstanceInfo, Report, Start, Tail, Tokens
+from headrace.types.payload import Emission
 from headrace.types.plan import StepPlan
 
 Watch = Callable[["Node", int, Event | None, list[Command] | None], None]
@@ -20,13 +22,13 @@ Watch = Callable[["Node", int, Event | None, list[Command] | None], None]
 class Node:
     """One incarnation of a router, a pool or an instance."""
 
-    def __init__(self, index: int, address: Address, core: Core, loop: Loop) -> None:
+    def __init__(self, index: int, address: Address, core: Core, loop: Loop, *, journal: bool = True) -> None:
         self.index = index
         self.address = address
         self.state = core
         """For checkers, which may look inside."""
         self.journal: list[Record] = []
-        self.core = Journaled(core, self.journal.append)
+        self.core: Core = Journaled(core, self.journal.append) if journal else core
         self.loop = loop
         self.alive = True
         self.died_ns = 0
@@ -36,12 +38,21 @@ class Node:
         """Set by the shell: carry out what the core asks for."""
         self.watch: Watch | None = None
 
+    @property
+    def digest(self) -> str:
+        """Of all events and commands, if they are kept."""
+        return self.core.digest if isinstance(self.core, Journaled) else ""
+
     def receive(self, event: Event, now_ns: int) -> None:
         if self.alive:
             if self.watch is not None:
                 self.watch(self, now_ns, event, None)
             self.core.handle(event, now_ns)
             self.loop.touch(self)
+
+    def wake(self, now_ns: int) -> None:
+        """It asked to settle now."""
+        self.loop.touch(self)
 
     def settle(self, now_ns: int) -> None:
         commands = self.core.settle(now_ns)
@@ -57,7 +68,7 @@ class Node:
 
 
 class Worker(Node):
-    """An instance: its plans run one at a time, in the order given."""
+    """An instance, with an executor that takes virtual time."""
 
     def __init__(
         self,
@@ -66,19 +77,58 @@ class Worker(Node):
         core: Core,
         loop: Loop,
         info: InstanceInfo,
+        *,
+        journal: bool = True,
+    ) -> None:
+        super().__init__(index, address, core, loop, journal=journal)
+        self.info = info
+        self.joined = False
+        """The others have been told of it."""
+        self.lost_peers: dict[Address, None] = {}
+        """Dead peers that it has heard of."""
+
+    def observe(self, now_ns: int) -> Report | None:
+        """What others may know of it now."""
+        return self.core.observe(now_ns)
+
+    def execute(self, plan: StepPlan, now_ns: int) -> None:
+        """Run it after those already given."""
+        raise TypeError("a kind of worker says how it runs plans")
+
+    def once(self, step: StepId) -> None:
+        """That plan, which may repeat, is to end with the run it is in."""
+
+    def close(self, key: SequenceKey) -> None:
+        """Forget the sequence once the plans given so far have run."""
+        raise TypeError("a kind of worker says what it keeps")
+
+    def attach(self, message: Tail | Tokens) -> Any:
+        """What the message carries beside what cores see."""
+        return None
+
+    def accept(self, message: Start | Tail, attachment: Any) -> None:
+        """A message with what it carries has come."""
+
+
+class ContentWorker(Worker):
+    """Its plans run one at a time, in the order given, each once, on the tags of a pool's memory."""
+
+    def __init__(
+        self,
+        index: int,
+        address: Address,
+        core: Core,
+        loop: Loop,
+        info: InstanceInfo,
+        *,
         memory: Memory,
         duration_ns: Callable[[int, StepPlan], int],
         depth: int,
         broken: dict[RequestId, int],
     ) -> None:
-        super().__init__(index, address, core, loop)
-        self.info = info
+        super().__init__(index, address, core, loop, info)
         self.memory = memory
         self.executor = ContentExecutor(memory, broken)
-        self.joined = False
-        """The others have been told of it."""
-        self.lost_peers: dict[Address, None] = {}
-        """Dead peers that it has heard of."""
         self._duration_ns = duration_ns
         self._depth = depth
         self._queue: deque[StepPlan] = deque()
@@ -104,6 +154,23 @@ class Worker(Node):
             self._closing.append((self._step.plan.step, key))
         else:
             self.executor.close(key)
+
+    def attach(self, message: Tail | Tokens) -> tuple[Emission, ...]:
+        match message:
+            case Tail(key, _, emitted):
+                held = self.executor.opened[key]
+                first = len(held.token_ids) - held.prompt - emitted
+                return (self.executor.tokens(key, first, emitted),)
+            case Tokens(runs):
+                return tuple(self.executor.tokens(r.key, r.first, r.count) for r in runs if r.count)
+
+    def accept(self, message: Start | Tail, attachment: Any) -> None:
+        match message:
+            case Start(key):
+                self.executor.open(key, attachment)
+            case Tail(key):
+                if key in self.executor.opened:
+                    self.executor.append(attachment[0])
 
     def die(self, now_ns: int, found_ns: int) -> None:
         super().die(now_ns, found_ns)

@@ -12,8 +12,12 @@ from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
 from headrace.sim.checkers import Checker, Violation, check_content, check_idle
+from headrace.sim.clients import Clients
 from headrace.sim.faults import Faults
-from headrace.sim.nodes import Node
+from headrace.sim.loop import Loop
+from headrace.sim.memory import Memory
+from headrace.sim.network import Network
+from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.rng import KeyedRng
 from headrace.sim.scatter import Scatter
 from headrace.sim.scenarios import MILLI, SCATTER, World, draw_world
@@ -21,6 +25,7 @@ from headrace.sim.shell import ROUTER, Place, Shell, pool_address
 from headrace.types.events import Command, Event
 from headrace.types.ids import Address, PoolId
 from headrace.types.messages import InstanceInfo
+from headrace.types.plan import StepPlan
 
 HANG_NS = 600 * MILLI
 """After healing, everything ends far earlier."""
@@ -101,7 +106,7 @@ def simulate(world: World, trace: Trace | None = None) -> Outcome:
 
 
 def build(world: World, trace: Trace | None = None) -> Shell:
-    shell = Shell(world.spec, world.seed, world.shell, world.network)
+    shell = _shell(world)
     checker = Checker(shell)
 
     def watch(node: Node, now_ns: int, event: Event | None, commands: list[Command] | None) -> None:
@@ -116,12 +121,41 @@ def build(world: World, trace: Trace | None = None) -> Shell:
     cores = Cores(world)
     shell.add_router(cores.at(ROUTER))
     for number, blocks in enumerate(world.pools):
-        shell.add_pool(PoolId(number), blocks, cores.at(pool_address(PoolId(number))))
+        pool = PoolId(number)
+        shell.add_pool(pool, cores.at(pool_address(pool)), Memory(world.spec, blocks))
     for number in range(len(world.places)):
         shell.start(Place(f"i{number}", cores.info(number), cores.at))
     for ask in world.asks:
-        shell.submit(ask.request, ask.payload)
+        shell.clients.submit(ask.request, ask.payload)
+        shell.submit(ask.request)
     Faults(shell, world.faults)
+    return shell
+
+
+def _shell(world: World) -> Shell:
+    loop, rng, clients = Loop(), KeyedRng(world.seed), Clients(world.spec)
+
+    def duration_ns(index: int, plan: StepPlan) -> int:
+        tokens = sum(work.count for work in plan.work)
+        factor = (0.5 + rng.uniform("step", index, plan.step)) * shell.slowness(
+            shell.nodes[index].address.name
+        )
+        return 1 + int((world.shell.step_ns + world.shell.token_ns * tokens) * factor)
+
+    def make_worker(index: int, address: Address, core: Core, info: InstanceInfo) -> ContentWorker:
+        return ContentWorker(
+            index,
+            address,
+            core,
+            loop,
+            info,
+            memory=shell.pools[info.pool][1],
+            duration_ns=duration_ns,
+            depth=world.instance.depth,
+            broken=clients.doomed,
+        )
+
+    shell = Shell(loop, rng, world.shell, clients, Network(loop, rng, world.network), make_worker)
     return shell
 
 
@@ -139,7 +173,7 @@ def _play(world: World, shell: Shell) -> None:
 def _outcome(world: World, shell: Shell) -> Outcome:
     digest = blake2b(digest_size=16)
     for node in shell.nodes:
-        digest.update(f"{node.address} {node.core.digest}".encode())
+        digest.update(f"{node.address} {node.digest}".encode())
     clients = shell.clients.all.values()
     texts = tuple(
         (c.request.id, choice, tuple(s.token_ids)) for c in clients for choice, s in enumerate(c.streams)

@@ -1,7 +1,7 @@
 """From one integer to one world: fleet, memory, policies, limits, requests, faults. Small limits find more than big loads.
 
-A run has a fault phase (late messages, failed writes, deaths, clients that leave) and a healing phase, in which every request must end and
-everything alive must come to rest. Each kind of fault is on in some seeds only, so that one cannot hide another.
+A run has a fault phase and a healing phase, in which every request must end and everything alive must come to rest. Each kind of fault
+(`World.kinds`) is on in about a quarter of the seeds, so that one cannot hide another and each meets each.
 """
 
 from dataclasses import dataclass, field
@@ -11,21 +11,61 @@ from headrace import registry
 from headrace.engine.memory import Memory
 from headrace.nodes.instance import InstanceConfig
 from headrace.nodes.router import RouterConfig
-from headrace.sim.faults import Ambush, FaultPlan, Victim
-from headrace.sim.network import NetworkConfig
+from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim
+from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
-from headrace.sim.shell import ShellConfig
+from headrace.sim.shell import ROUTER, ShellConfig, pool_address
 from headrace.types.hashing import block_hashes, chain_root
 from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from headrace.types.payload import SamplingParams, SequencePayload
-from headrace.types.request import Request
+from headrace.types.request import NEVER_NS, Request
 
 SCATTER = "scatter"
 """Placement at random (`sim.scatter`): not a policy that anybody would want, but one that leaves no path out."""
 
 MICRO = 1_000
 MILLI = 1_000_000
+
+SHARE = 0.25
+"""Of the seeds, that have one kind of fault."""
+KINDS = (
+    "delay",
+    "skew",
+    "stale view",
+    "break",
+    "partition",
+    "crash",
+    "slow node",
+    "slow write",
+    "failed write",
+    "client leaves",
+    "deadline",
+    "drain",
+    "broken request",
+)
+"""What may go wrong in a world. Deadlines, drains and requests that cannot be served are no faults, but they end things as those do."""
+DRAMATIC = (
+    "Abandon",
+    "Adopted",
+    "Fenced",
+    "Handover",
+    "Joined",
+    "Lease",
+    "Match",
+    "Matched",
+    "Prefilled",
+    "Publish",
+    "Recall",
+    "Refused",
+    "Release",
+    "Resume",
+    "Start",
+    "Tail",
+    "Tokens",
+    "Unfenced",
+)
+"""Messages in whose midst something may be struck, beside `Dispatch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +96,27 @@ class World:
     options: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Of policies, by axis."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of KINDS that are on."""
+        network, faults, victims = self.network, self.faults, {a.victim for a in self.faults.ambushes}
+        on = (
+            network.late_share,
+            network.skew_ns,
+            network.stale_ns,
+            faults.breaks or Victim.SESSION in victims,
+            faults.partitions or Victim.WAY in victims,
+            faults.kills or victims & {Victim.SENDER, Victim.RECEIVER},
+            any(factor > 1 for factor in self.shell.slow) or faults.slowdowns,
+            network.slow_write_share,
+            network.failed_share,
+            faults.leaves or Victim.CLIENT in victims,
+            any(ask.request.deadline_ns < NEVER_NS for ask in self.asks),
+            faults.drains,
+            faults.doomed,
+        )
+        return tuple(kind for kind, is_on in zip(KINDS, on, strict=True) if is_on)
+
 
 def draw_world(seed: int) -> World:
     rng = KeyedRng(seed)
@@ -63,7 +124,7 @@ def draw_world(seed: int) -> World:
     draws = Draws(rng, "world")
     crowd = draws.chance(0.03)
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
-    instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 4))
+    instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 3, 4, 4))
     places = _draw_places(Draws(rng, "places"), instances)
     instance = _draw_instance(Draws(rng, "instance"))
     longest = max(a.request.prompt + a.request.tokens_max for a in asks)
@@ -74,15 +135,9 @@ def draw_world(seed: int) -> World:
     )
     policies = _draw_policies(Draws(rng, "policies"))
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
-    faulty = draws.chance(0.4)
-    late = draws.chance(0.4)
-    network = NetworkConfig(
-        latency_ns=draws.pick((1, 2, 5, 20)) * MICRO,
-        late_ns=draws.pick((50, 200, 1000)) * MICRO,
-        late_share=draws.pick((0.02, 0.1, 0.3)) if late else 0.0,
-        write_ns=draws.pick((1, 10, 60, 300)) * MICRO,
-        failed_share=draws.pick((0.02, 0.2)) if faulty else 0.0,
-    )
+    names = [f"i{number}" for number in range(instances)]
+    serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
+    network = _draw_network(Draws(rng, "network"))
     shell = ShellConfig(
         depth=instance.depth,
         report_ns=draws.pick((20, 100, 500)) * MICRO,
@@ -90,7 +145,7 @@ def draw_world(seed: int) -> World:
         token_ns=draws.pick((0, 500, 3000)),
         notice_ns=draws.pick((1, 30, 300)) * MICRO,
         restart_ns=draws.pick((10, 300)) * MICRO,
-        slow=tuple(draws.pick((1.0, 1.0, 1.0, 8.0)) for _ in range(instances)),
+        slow=tuple(draws.pick((1.0, 8.0)) for _ in range(instances)) if draws.chance(SHARE) else (),
     )
     return World(
         seed=seed,
@@ -104,7 +159,7 @@ def draw_world(seed: int) -> World:
         shell=shell,
         network=network,
         asks=asks,
-        faults=_draw_faults(rng, asks, instances, network.write_ns),
+        faults=_draw_faults(rng, asks, names, serve, network.write_ns),
     )
 
 
@@ -158,49 +213,141 @@ def _draw_policies(draws: Draws) -> dict[str, str]:
         "kv.evict",
     )
     policies = {axis: draws.pick(registry.names(axis)) for axis in axes}
-    if draws.chance(0.4):
+    if draws.chance(0.5):
         policies["cluster.placement"] = SCATTER
     return policies
 
 
-def _draw_faults(rng: KeyedRng, asks: tuple[Ask, ...], instances: int, write_ns: int) -> FaultPlan:
+def _draw_network(draws: Draws) -> NetworkConfig:
+    def sometimes(*values: float) -> float:
+        value = draws.pick(values)
+        return value if draws.chance(SHARE) else 0
+
+    return NetworkConfig(
+        latency_ns=draws.pick((1, 2, 5, 20)) * MICRO,
+        late_ns=draws.pick((50, 200, 1000)) * MICRO,
+        late_share=sometimes(0.02, 0.1, 0.3),
+        skew_ns=int(sometimes(20, 100, 500) * MICRO),
+        grid_ns=draws.pick((1, 1, 1, 1000, 10_000)),
+        stale_ns=int(sometimes(200, 1000, 5000) * MICRO),
+        write_ns=draws.pick((1, 10, 60, 300)) * MICRO,
+        slow_write_share=sometimes(0.1, 0.5),
+        failed_share=sometimes(0.02, 0.1, 0.4),
+    )
+
+
+def _draw_faults(
+    rng: KeyedRng, asks: tuple[Ask, ...], names: list[str], serve: tuple[str, ...], write_ns: int
+) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
-    names = [f"i{number}" for number in range(instances)]
-    kills = [(draws.between(1, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3))]
-    ambushes = [
-        Ambush(
-            draws.between(1, 6),
-            draws.pick(tuple(Victim)),
-            1 + int(draws.uniform() ** 2 * (100 * MICRO + 6 * write_ns)),
-        )
-        for _ in range(draws.between(1, 4))
-    ]
-    leaving = [a for a in asks if draws.chance(0.5)]
-    leaves = [
+    broken = draws.pick(asks).request
+    doomed_at = draws.between(0, broken.tokens_max - 1)
+    return FaultPlan(
+        kills=_draw_kills(Draws(rng, "kills"), names, heal_ns),
+        drains=((draws.between(1, heal_ns), "i0"),) if len(names) > 1 and draws.chance(SHARE) else (),
+        leaves=_draw_leaves(Draws(rng, "leaves"), asks),
+        ambushes=_draw_ambushes(Draws(rng, "ambushes"), write_ns),
+        breaks=_draw_breaks(Draws(rng, "breaks"), names, serve, heal_ns),
+        partitions=_draw_partitions(Draws(rng, "partitions"), names, serve, heal_ns),
+        slowdowns=_draw_slowdowns(Draws(rng, "slowdowns"), names, heal_ns),
+        doomed={broken.id: doomed_at} if draws.chance(SHARE / 2) else {},
+        heal_ns=heal_ns,
+    )
+
+
+def _draw_kills(draws: Draws, names: list[str], heal_ns: int) -> tuple[tuple[int, str], ...]:
+    """Some instances, or all at one blow."""
+    if not draws.chance(SHARE * 0.5):
+        return ()
+    if draws.chance(0.1):
+        at_ns = draws.between(1, heal_ns)
+        return tuple((at_ns, name) for name in names)
+    return tuple((draws.between(1, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3)))
+
+
+def _draw_leaves(draws: Draws, asks: tuple[Ask, ...]) -> tuple[tuple[int, RequestId, int | None], ...]:
+    if not draws.chance(SHARE * 0.8):
+        return ()
+    return tuple(
         (
             a.request.arrival_ns + draws.between(1, 1500) * MICRO,
             a.request.id,
             draws.between(0, a.request.choices - 1) if draws.chance(0.3) else None,
         )
-        for a in leaving
-    ]
-    broken = draws.pick(asks).request
-    return FaultPlan(
-        kills=tuple(kills) if draws.chance(0.3) else (),
-        drains=((draws.between(1, heal_ns), "i0"),) if instances > 1 and draws.chance(0.15) else (),
-        leaves=tuple(leaves) if draws.chance(0.35) else (),
-        ambushes=tuple(ambushes) if draws.chance(0.3) else (),
-        doomed={broken.id: draws.between(0, broken.tokens_max - 1)} if draws.chance(0.1) else {},
-        heal_ns=heal_ns,
+        for a in asks
+        if draws.chance(0.5)
     )
+
+
+def _draw_ambushes(draws: Draws, write_ns: int) -> tuple[Ambush, ...]:
+    if not draws.chance(SHARE):
+        return ()
+    return tuple(
+        Ambush(
+            draws.pick(DRAMATIC) if draws.chance(0.6) else "Dispatch",
+            draws.between(1, 6),
+            draws.pick(tuple(Victim)),
+            1 + int(draws.uniform() ** 2 * (100 * MICRO + 6 * write_ns)),
+            1 + int(draws.uniform() ** 2 * MILLI),
+        )
+        for _ in range(draws.between(1, 4))
+    )
+
+
+def _draw_breaks(draws: Draws, names: list[str], serve: tuple[str, ...], heal_ns: int) -> tuple[Break, ...]:
+    """Between two instances, one and the serving process, or one and all."""
+    if not draws.chance(SHARE * 0.7):
+        return ()
+    breaks: list[Break] = []
+    for _ in range(draws.between(1, 8)):
+        at_ns = draws.between(1, heal_ns - 1)
+        until_ns = min(heal_ns, at_ns + 1 + int(draws.uniform() ** 2 * MILLI))
+        one = draws.pick(names)
+        others = draws.pick(((draws.pick(names),), serve, (*serve, *names)))
+        breaks.append(Break(at_ns, until_ns, (one,), others))
+    return tuple(breaks)
+
+
+def _draw_partitions(
+    draws: Draws, names: list[str], serve: tuple[str, ...], heal_ns: int
+) -> tuple[Partition, ...]:
+    """Instances on either side; the serving process is on the right one, or between both."""
+    if not draws.chance(SHARE * 0.7):
+        return ()
+    partitions: list[Partition] = []
+    for _ in range(draws.between(1, 3)):
+        start_ns = draws.between(1, heal_ns - 1)
+        end_ns = min(heal_ns, start_ns + 1 + int(draws.uniform() ** 2 * 2 * MILLI))
+        on_left = [draws.chance(0.5) for _ in names]
+        left = tuple(name for name, is_left in zip(names, on_left, strict=True) if is_left)
+        right = tuple(name for name, is_left in zip(names, on_left, strict=True) if not is_left)
+        right += serve if draws.chance(0.6) else ()
+        if draws.chance(0.3):
+            left, right = right, left
+        partitions.append(Partition(start_ns, end_ns, left, right, draws.chance(0.6)))
+    return tuple(partitions)
+
+
+def _draw_slowdowns(draws: Draws, names: list[str], heal_ns: int) -> tuple[Slowdown, ...]:
+    if not draws.chance(SHARE / 2):
+        return ()
+    slowdowns: list[Slowdown] = []
+    for _ in range(draws.between(1, 3)):
+        start_ns = draws.between(1, heal_ns - 1)
+        slowdowns.append(
+            Slowdown(
+                start_ns, draws.between(start_ns + 1, heal_ns), draws.pick(names), draws.pick((5.0, 30.0))
+            )
+        )
+    return tuple(slowdowns)
 
 
 def _draw_asks(draws: Draws, spec: KVSpec, count: int) -> tuple[Ask, ...]:
     """Requests whose prompts begin alike, so that prefixes are found, and whose clients may leave."""
     stems = [[draws.between(1, 40_000) for _ in range(draws.between(8, 32))] for _ in range(2)]
     spread_ns = draws.pick((1, 100, 1000)) * MICRO
-    hasty = draws.chance(0.2)
+    hasty = draws.chance(SHARE)
     many = draws.chance(0.25)
     asks: list[Ask] = []
     for number in range(1, 1 + count):
@@ -223,7 +370,9 @@ def _draw_asks(draws: Draws, spec: KVSpec, count: int) -> tuple[Ask, ...]:
             tokens_max=tokens_max,
             choices=draws.between(1, 3) if many else 1,
             arrival_ns=arrival_ns,
-            deadline_ns=arrival_ns + draws.between(1, 2000) * MICRO if hasty and draws.chance(0.3) else 2**62,
+            deadline_ns=arrival_ns + draws.between(1, 2000) * MICRO
+            if hasty and draws.chance(0.4)
+            else NEVER_NS,
             priority=draws.pick((0, 0, 1, 2)),
         )
         asks.append(Ask(request, SequencePayload(root, prompt, len(prompt), sampling)))

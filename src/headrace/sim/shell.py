@@ -7,13 +7,10 @@ under a higher epoch. Everybody hears of births and deaths at his own time, but 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, Generic, Protocol, TypeVar, assert_never
 
 from headrace.ports import Core
-from headrace.sim.clients import Clients
 from headrace.sim.loop import Loop
-from headrace.sim.memory import Memory
-from headrace.sim.network import Attachment, Network, NetworkConfig
 from headrace.sim.nodes import Node, Watch, Worker
 from headrace.sim.rng import KeyedRng
 from headrace.types.events import (
@@ -22,6 +19,7 @@ from headrace.types.events import (
     Deliver,
     Execute,
     Kill,
+    Once,
     PeerLost,
     PeerUp,
     Received,
@@ -33,10 +31,7 @@ from headrace.types.events import (
     Write,
 )
 from headrace.types.ids import Address, PoolId, RequestId
-from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage, Dispatch, InstanceInfo, Start, Tail, Tokens
-from headrace.types.payload import SequencePayload
-from headrace.types.plan import StepPlan
 from headrace.types.request import Request
 
 ROUTER = Address("router")
@@ -46,7 +41,10 @@ ROUTER = Address("router")
 class ShellConfig:
     depth: int = 2
     report_ns: int = 50_000
-    """Instances tell how they are this often."""
+    """Instances tell how they are this often; 0: never."""
+    report_growth: int = 30
+    """In a run of length t they do so every t / this at least."""
+
     step_ns: int = 20_000
     """A step takes this,"""
     token_ns: int = 500
@@ -68,20 +66,78 @@ class Place:
     make: Callable[[Address], Core]
 
 
-class Shell:
-    def __init__(self, spec: KVSpec, seed: int, config: ShellConfig, network: NetworkConfig) -> None:
+class Users(Protocol):
+    """Who asks and is answered, as the shell knows them."""
+
+    unfinished: int
+
+    def payload_for(self, start: Start, target: Address) -> Any:
+        """What the sequence starts from, beside what cores see."""
+        ...
+
+    def drawn(self, emissions: Any) -> None:
+        """What came with a `Tokens` message to the router."""
+        ...
+
+    def deliver(self, command: Deliver, now_ns: int) -> None: ...
+
+    def reject(self, command: Reject, now_ns: int) -> None: ...
+
+    def withdraw(self, request: RequestId, choice: int | None) -> bool:
+        """The client leaves. False: it had its answer already."""
+        ...
+
+
+class Carrier(Protocol):
+    """Messages and block writes between nodes; see `sim.network` for what they may do."""
+
+    deliver: Callable[[Node, Node, AnyMessage, Any], None]
+
+    def send(self, source: Node, target: Node, message: AnyMessage, attachment: Any) -> None: ...
+
+    def write(self, source: Any, target: Any, write: Write) -> None: ...
+
+    def hold_until(self, source: Node, target: Node, at_ns: int) -> None: ...
+
+    def delay_ns(self, *key: int) -> int: ...
+
+
+U = TypeVar("U", bound=Users)
+C = TypeVar("C", bound=Carrier)
+W = TypeVar("W", bound=Worker)
+
+
+class Shell(Generic[U, C, W]):
+    """Kinds of clients, network and workers are given; births, deaths, news and commands are the same for all."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        rng: KeyedRng,
+        config: ShellConfig,
+        clients: U,
+        network: C,
+        make_worker: Callable[[int, Address, Core, InstanceInfo], W],
+        *,
+        journal: bool = True,
+        acquainted: Callable[[Worker, Node], bool] = lambda worker, node: True,
+    ) -> None:
         self.config = config
-        self.rng = KeyedRng(seed)
-        self.loop = Loop()
-        self.network = Network(self.loop, self.rng, network)
+        self.rng = rng
+        self.loop = loop
+        self.network = network
         self.network.deliver = self._deliver
-        self.clients = Clients(spec)
+        self.clients = clients
         self.nodes: list[Node] = []
         """Every incarnation that ever was; the index in a list is the order of settling."""
-        self.pools: dict[PoolId, tuple[Node, Memory]] = {}
-        self.workers: dict[Address, Worker] = {}
+        self.pools: dict[PoolId, tuple[Node, Any]] = {}
+        """Each core, and what stands in its blocks, if anything does."""
+        self.workers: dict[Address, W] = {}
         """Live or not."""
-        self._spec = spec
+        self._make_worker = make_worker
+        self._journal = journal
+        self._acquainted = acquainted
+        """Does the node ever deal with the worker? Else it need not hear of it."""
         self._by_address: dict[Address, Node] = {}
         self._heard: dict[int, int] = {}
         """Receiver -> when it hears the latest news."""
@@ -95,37 +151,26 @@ class Shell:
     # The fleet
 
     def add_router(self, core: Core) -> Node:
-        node = self._add(Node(len(self.nodes), ROUTER, core, self.loop))
+        node = self._add(Node(len(self.nodes), ROUTER, core, self.loop, journal=self._journal))
         self.router = node
         return node
 
-    def add_pool(self, pool: PoolId, blocks: tuple[int, ...], core: Core) -> Node:
-        node = self._add(Node(len(self.nodes), pool_address(pool), core, self.loop))
-        self.pools[pool] = (node, Memory(self._spec, blocks))
+    def add_pool(self, pool: PoolId, core: Core, memory: Any = None) -> Node:
+        node = self._add(Node(len(self.nodes), pool_address(pool), core, self.loop, journal=self._journal))
+        self.pools[pool] = (node, memory)
         return node
 
-    def start(self, place: Place, epoch: int = 0) -> Worker:
+    def start(self, place: Place, epoch: int = 0) -> W:
         """A new incarnation. Pools hear of it first, then all others, and it of them, before any message passes between them."""
         if place.name not in self._places:
             self._places[place.name] = place
             self._slow[place.name] = self.config.slow[len(self._slow)] if self.config.slow else 1.0
         address = Address(place.name, epoch)
-        core = place.make(address)
-        memory = self.pools[place.info.pool][1]
-        worker = Worker(
-            len(self.nodes),
-            address,
-            core,
-            self.loop,
-            place.info,
-            memory,
-            self._duration_ns,
-            self.config.depth,
-            self.clients.doomed,
-        )
+        worker = self._make_worker(len(self.nodes), address, place.make(address), place.info)
         self._add(worker)
         self.workers[address] = worker
-        known_ns = [self._introduce(worker, pool) for pool, _ in self.pools.values()]
+        pools = [pool for pool, _ in self.pools.values() if self._acquainted(worker, pool)]
+        known_ns = [self._introduce(worker, pool) for pool in pools]
         self.loop.at(max(known_ns) + 1, self._join, worker)
         return worker
 
@@ -153,11 +198,12 @@ class Shell:
         self._introduce(worker, self.router)
         for other in self.workers.values():
             undiscovered = other.alive or other.found_ns > self.loop.now_ns
-            if other.joined and undiscovered:
+            if other.joined and undiscovered and self._acquainted(worker, other):
                 self._introduce(other, worker)
                 self._introduce(worker, other)
         worker.joined = True
-        self.loop.at(self.loop.now_ns + self.config.report_ns, self._report, worker)
+        if self.config.report_ns:
+            self.loop.at(self.loop.now_ns + self.config.report_ns, self._report, worker)
 
     def _introduce(self, worker: Worker, to: Node) -> int:
         """`to` hears that the worker is up, and when; what the worker sends it comes later."""
@@ -188,32 +234,32 @@ class Shell:
             node.lost_peers[news.peer] = None
         node.receive(news, self.loop.now_ns)
 
-    def _duration_ns(self, index: int, plan: StepPlan) -> int:
-        config = self.config
-        tokens = sum(work.count for work in plan.work)
-        jitter = self.rng.uniform("step", index, plan.step)
-        factor = self._slow[self.nodes[index].address.name]
-        return 1 + int((config.step_ns + config.token_ns * tokens) * (0.5 + jitter) * factor)
+    def slowness(self, name: str) -> float:
+        """Factor on an instance's step times."""
+        return self._slow[name]
 
     def _report(self, worker: Worker) -> None:
         """What is known of an instance is as old as the message that says it."""
         if not worker.alive or not self.clients.unfinished:
             return
-        report = worker.core.observe(self.loop.now_ns)
+        report = worker.observe(self.loop.now_ns)
         if report is not None:
             self.network.send(worker, self.router, report, None)
         # Rarer as time goes by, or a run that waits for a timer consists of reports.
         self.loop.at(
-            self.loop.now_ns + max(self.config.report_ns, self.loop.now_ns // 30), self._report, worker
+            self.loop.now_ns + max(self.config.report_ns, self.loop.now_ns // self.config.report_growth),
+            self._report,
+            worker,
         )
 
     # Clients
 
-    def submit(self, request: Request, payload: SequencePayload) -> None:
-        self.clients.submit(request, payload)
-        self.loop.at(max(request.arrival_ns, self.loop.now_ns + 1), self._submitted, request)
+    def submit(self, request: Request) -> None:
+        """Its time has come, or will."""
+        self.loop.at(max(request.arrival_ns, self.loop.now_ns + 1), self.ask, request)
 
-    def _submitted(self, request: Request) -> None:
+    def ask(self, request: Request) -> None:
+        """Its time has come."""
         self.router.receive(Submitted(request), self.loop.now_ns)
 
     def withdraw(self, request: RequestId, choice: int | None) -> None:
@@ -223,21 +269,13 @@ class Shell:
 
     # Messages and commands
 
-    def _deliver(self, source: Node, target: Node, message: AnyMessage, attachment: Attachment) -> None:
-        """Ids go to the executor or the client's store, the message to the core."""
-        match message:
-            case Start(key):
-                assert isinstance(target, Worker) and isinstance(attachment, SequencePayload)
-                target.executor.open(key, attachment)
-            case Tail(key):
-                assert isinstance(target, Worker) and isinstance(attachment, tuple)
-                if key in target.executor.opened:
-                    target.executor.append(attachment[0])
-            case Tokens():
-                assert isinstance(attachment, tuple)
-                self.clients.drawn(attachment)
-            case _:
-                pass
+    def _deliver(self, source: Node, target: Node, message: AnyMessage, attachment: Any) -> None:
+        """What was attached goes to the executor or the clients, the message to the core."""
+        if isinstance(message, Start | Tail):
+            assert isinstance(target, Worker)
+            target.accept(message, attachment)
+        elif isinstance(message, Tokens):
+            self.clients.drawn(attachment)
         target.receive(Received(source.address, message), self.loop.now_ns)
 
     def _carry(self, node: Node, commands: list[Command]) -> None:
@@ -247,11 +285,11 @@ class Shell:
                     receiver = self._by_address[target]
                     if isinstance(message, Dispatch):
                         self.on_dispatch(node.address, target, message)
-                    self.network.send(node, receiver, message, self._attachment(node, message))
+                    self.network.send(node, receiver, message, self._attachment(node, target, message))
                 case WakeAt(at_ns):
                     self.loop.wake_at(node, at_ns)
                 case Deliver():
-                    self.clients.deliver(command)
+                    self.clients.deliver(command, self.loop.now_ns)
                 case Reject():
                     self.clients.reject(command, self.loop.now_ns)
                 case Kill(peer):
@@ -260,16 +298,18 @@ class Shell:
                         self.kill,
                         peer,
                     )
-                case Execute() | Close() | Write():
+                case Execute() | Once() | Close() | Write():
                     assert isinstance(node, Worker)
                     self._carry_work(node, command)
                 case _:
                     assert_never(command)
 
-    def _carry_work(self, worker: Worker, command: Execute | Close | Write) -> None:
+    def _carry_work(self, worker: Worker, command: Execute | Once | Close | Write) -> None:
         match command:
             case Execute(plan):
                 worker.execute(plan, self.loop.now_ns)
+            case Once(step):
+                worker.once(step)
             case Close(key):
                 worker.close(key)
             case Write():
@@ -278,20 +318,13 @@ class Shell:
                 )
                 self.network.write(worker, self.workers[command.target], command)
 
-    def _attachment(self, node: Node, message: AnyMessage) -> Attachment:
-        match message:
-            case Start():
-                return self.clients.payload_for(message)
-            case Tail(key, _, emitted):
-                assert isinstance(node, Worker)
-                held = node.executor.opened[key]
-                first = len(held.token_ids) - held.prompt - emitted
-                return (node.executor.tokens(key, first, emitted),)
-            case Tokens(runs):
-                assert isinstance(node, Worker)
-                return tuple(node.executor.tokens(r.key, r.first, r.count) for r in runs if r.count)
-            case _:
-                return None
+    def _attachment(self, node: Node, target: Address, message: AnyMessage) -> Any:
+        if isinstance(message, Start):
+            return self.clients.payload_for(message, target)
+        if isinstance(message, Tail | Tokens):
+            assert isinstance(node, Worker)
+            return node.attach(message)
+        return None
 
 
 def pool_address(pool: PoolId) -> Address:

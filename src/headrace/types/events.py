@@ -2,7 +2,7 @@
 
 import msgspec
 
-from headrace.types.ids import Address, RequestId, SequenceKey, Slot, WriteId
+from headrace.types.ids import Address, RequestId, SequenceKey, Slot, StepId, WriteId
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.request import FinishReason, Request, Timeline
@@ -82,6 +82,12 @@ class Execute(msgspec.Struct, frozen=True, tag=True):
     plan: StepPlan
 
 
+class Once(msgspec.Struct, frozen=True, tag=True):
+    """The plan `step`, given before as one that may repeat, is to run once: what follows it differs."""
+
+    step: StepId
+
+
 class Close(msgspec.Struct, frozen=True, tag=True):
     """The sequence has left this instance: the executor may forget its ids once the plans given so far have run."""
 
@@ -140,4 +146,4 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
     peer: Address
 
 
-Command = Send | Execute | Close | Write | WakeAt | Deliver | Reject | Kill
+Command = Send | Execute | Once | Close | Write | WakeAt | Deliver | Reject | Kill

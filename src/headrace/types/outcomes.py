@@ -102,7 +102,7 @@ class Series:
     """What a fleet looked like over time: one row a sample, at `at_ns`."""
 
     at_ns: Ints
-    values: dict[str, Floats] = field(default_factory=dict[str, Floats])
+    values: dict[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     """By name: [samples] for the whole fleet, or [samples, instances].
 
     Names: kv_used (share of the pool, 0..1), waiting, running, receiving (sequences), bytes_in_flight (KV under way), leaning_prefill,
@@ -129,3 +129,7 @@ class RunData:
     """Of the cluster, as the user wrote them."""
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
     """How it was made: CPU seconds, events, steps, instances, cost model and its measured error, digest."""
+    goals: tuple[Ints, Ints] | None = None
+    """By request, as `goal_columns` gives them; None: no request has any."""
+    gaps_s: Floats | None = None
+    """Between tokens of requests that succeeded, where a client saw them arrive."""

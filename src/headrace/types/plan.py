@@ -52,7 +52,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     growth: tuple[Growth, ...]
     work: tuple[Work, ...]
     repeat_max: int = 1
-    """How often it may run unchanged."""
+    """How often it may run unchanged, each run one token further (see `engine.repeats`). A plan that may repeat carries no tables."""
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
@@ -60,7 +60,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
 
     key: SequenceKey
     emitted: int
-    """Tokens drawn: 0 or 1 (more with speculation)."""
+    """Tokens drawn: 0 or 1 a run (more with speculation)."""
     hashes: tuple[BlockHash, ...] = ()
     """Of blocks whose KV this step completed and whose hash the core did not know."""
     finish: FinishReason | None = None
@@ -77,3 +77,6 @@ class StepResult(msgspec.Struct, frozen=True):
     started_ns: int = 0
     ended_ns: int = 0
     repeats: int = 1
+    """Runs of the plan that this result tells of; each output counts the tokens of all of them."""
+    left: int = 0
+    """Runs of the plan that are still to come, each with a result of its own or together."""

@@ -11,6 +11,7 @@ from headrace.types.ids import Address, BlockHash, PoolId
 from headrace.types.request import Request
 
 Column = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
 class PrefixView(Protocol):
@@ -58,12 +59,31 @@ class ClusterView(msgspec.Struct, frozen=True):
     """None: nobody keeps such an index."""
     costs: tuple[Costs | None, ...] = ()
     """What steps and transfers cost on each row's hardware; empty, or None: not known."""
+    assigned_prefill: Column | None = None
+    """Of `assigned_tokens`: those still to prefill, as the router knows without delay; None: it does not count them."""
+    block_bytes: int = 0
+    """KV of one block, over all groups; 0: not known."""
+    takers: dict[str, Rows] = {}
+    """What `rows_for` has found so far. A fleet may show one dictionary again until a leaning or `draining` changes."""
+
+    def rows_for(self, leaning: str) -> Rows:
+        """Rows for one half of the work, ascending: those that lean to it or are mixed; if none can take work, every row that can."""
+        rows = self.takers.get(leaning)
+        if rows is None:
+            usable = np.flatnonzero(~self.draining)
+            willing = [i for i in usable.tolist() if self.leanings[i] in (leaning, "mixed")]
+            rows = self.takers[leaning] = np.array(willing, dtype=np.int64) if willing else usable
+        return rows
 
     def candidates(self, leaning: str) -> list[int]:
-        """Rows for one half of the work: those that lean to it or are mixed; if none can take work, every row that can."""
-        usable = [i for i in range(len(self.addresses)) if not self.draining[i]]
-        leaning_rows = [i for i in usable if self.leanings[i] in (leaning, "mixed")]
-        return leaning_rows or usable
+        """`rows_for` as a list."""
+        return self.rows_for(leaning).tolist()
+
+    def takes(self, row: int, leaning: str) -> bool:
+        """Is this row, which takes other work, among `rows_for(leaning)`?"""
+        rows = self.rows_for(leaning)
+        willing = (leaning, "mixed")
+        return self.leanings[row] in willing or self.leanings[rows[0]] not in willing
 
 
 class PlacementRequest(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The load client behind `headrace bench`: sends a load to any OpenAI-compatible endpoint and times what comes back.
 
-Times are taken when bytes arrive. `ttft`: sent to first token. `itl`: the gaps between events that carry text. `e2e`: sent to the end
-of the stream. `tpot`: (sent to last token - ttft) / (tokens - 1), where tokens are what the server's usage says.
+Times are taken when bytes arrive: a request arrives when it is sent, and ends with its last event that carries text. Between tokens are
+the gaps between such events. How many tokens there are is what the server's usage says. Metrics are those of `types.outcomes`.
 """
 
 import asyncio
@@ -11,15 +11,42 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import numpy as np
 
 from headrace.types.errors import ConfigError
+from headrace.types.outcomes import Outcomes, RunData, Series
 from headrace.workload.load import LoadConfig, LoadRequest, Prompt, plan_load
-from headrace.workload.report import LoadReport, Outcome, summarize
 
 VOCABULARY = 256
 """Every byte-level vocabulary has so many tokens."""
 Progress = Callable[[int, int], None]
 """Told how many requests are done, of how many."""
+
+
+class Outcome(msgspec.Struct):
+    """One request as the client saw it. Instants are on one clock, in seconds; 0 has not happened."""
+
+    begun_s: float = 0.0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    """Last event with text."""
+    ended_s: float = 0.0
+    events: int = 0
+    gaps_s: list[float] = msgspec.field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    error: str = ""
+    """Its kind; empty: it succeeded."""
+
+    def token(self, now_s: float) -> None:
+        """An event with text came."""
+        self.events += 1
+        if self.first_s:
+            self.gaps_s.append(now_s - self.last_s)
+        else:
+            self.first_s = now_s
+        self.last_s = now_s
 
 
 class StreamError(Exception):
@@ -139,8 +166,8 @@ async def ask_model(config: LoadConfig, session: aiohttp.ClientSession) -> tuple
     return model, config.vocabulary or names.get(model, {}).get("vocabulary") or VOCABULARY
 
 
-async def run_load(config: LoadConfig, progress: Progress = lambda done, total: None) -> LoadReport:
-    """Send the load, wait for every answer, and report. Raises ConfigError; errors of requests are counted, not raised."""
+async def run_load(config: LoadConfig, progress: Progress = lambda done, total: None) -> RunData:
+    """Send the load, and wait for every answer. Raises ConfigError; errors of requests are counted, not raised."""
     headers = {"content-type": "application/json"}
     if config.api_key is not None:
         headers["authorization"] = f"Bearer {config.api_key}"
@@ -154,14 +181,15 @@ async def run_load(config: LoadConfig, progress: Progress = lambda done, total: 
         for request in plan[config.prompts :]:
             await target.send(request)
         del plan[config.prompts :]
-        outcomes, duration_s = await run_plan(plan, target, config.concurrency, progress)
-    return summarize(config, model, outcomes, duration_s)
+        begun_s = time.perf_counter()
+        outcomes = await run_plan(plan, target, config.concurrency, progress)
+    return as_run(config, model, outcomes, begun_s)
 
 
 async def run_plan(
     plan: list[LoadRequest], target: Target, concurrency: int | None, progress: Progress
-) -> tuple[list[Outcome], float]:
-    """All outcomes in the plan's order, and how long it took."""
+) -> list[Outcome]:
+    """All outcomes in the plan's order."""
     turns = asyncio.Semaphore(concurrency or len(plan))
     begun_s = time.perf_counter()
     done = 0
@@ -176,5 +204,47 @@ async def run_plan(
         return outcome
 
     progress(0, len(plan))
-    outcomes = await asyncio.gather(*(one(request) for request in plan))
-    return list(outcomes), time.perf_counter() - begun_s
+    return await asyncio.gather(*(one(request) for request in plan))
+
+
+def as_run(config: LoadConfig, model: str, outcomes: list[Outcome], begun_s: float) -> RunData:
+    """What reports are made of. The clock begins at `begun_s`."""
+    gaps = [gap for outcome in outcomes if not outcome.error for gap in outcome.gaps_s]
+    ended_s = max((outcome.ended_s for outcome in outcomes), default=begun_s)
+    # The key is a secret, and a report is written to files.
+    public = msgspec.structs.replace(config, api_key=None)
+    return RunData(
+        name=model,
+        seed=config.seed,
+        clock="wall",
+        outcomes=columns(outcomes, begun_s),
+        series=Series(at_ns=np.zeros(0, dtype=np.int64)),
+        counters={},
+        duration_s=ended_s - min((outcome.begun_s for outcome in outcomes), default=begun_s),
+        settings=msgspec.to_builtins(public, enc_hook=str),
+        facts={"model": model},
+        goals=config.goals.of_all(len(outcomes)),
+        gaps_s=np.array(gaps),
+    )
+
+
+def columns(outcomes: list[Outcome], begun_s: float) -> Outcomes:
+    """One row an outcome. A request that failed has the instant it did as its end."""
+
+    def instants(seconds: list[float]) -> np.ndarray:
+        at_s = np.array(seconds, dtype=np.float64)
+        return np.where(at_s > 0, np.rint((at_s - begun_s) * 1e9), 0).astype(np.int64)
+
+    made = Outcomes.empty(len(outcomes))
+    made.arrival_ns = instants([o.begun_s for o in outcomes])
+    made.first_ns = instants([o.first_s for o in outcomes])
+    # A server may send no text at all: then the end of the stream is all there is.
+    made.finished_ns = instants([o.ended_s if o.error else (o.last_s or o.ended_s) for o in outcomes])
+    made.prompt[:] = [o.input_tokens for o in outcomes]
+    made.output[:] = [o.output_tokens for o in outcomes]
+    made.cached[:] = [o.cached_tokens for o in outcomes]
+    made.attempts[:] = 1
+    for row, outcome in enumerate(outcomes):
+        if outcome.error:
+            made.fail(row, outcome.error)
+    return made

@@ -6,8 +6,10 @@ from random import Random
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from headrace.types.errors import ConfigError
+from headrace.types.outcomes import Ints
 
 WORDS = (
     "river",
@@ -33,11 +35,17 @@ Prompt = str | list[int]
 
 
 class Goals(msgspec.Struct, frozen=True, kw_only=True):
-    """Latency goals of one request, milliseconds; those that are set must all be met."""
+    """Latency goals of every request, milliseconds; those that are set must all be met."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
-    e2e_ms: float | None = None
+
+    def of_all(self, rows: int) -> tuple[Ints, Ints] | None:
+        """As `RunData.goals` takes them; None without goals."""
+        if self == Goals():
+            return None
+        ttft_ns, tpot_ns = (-1 if ms is None else round(ms * 1e6) for ms in (self.ttft_ms, self.tpot_ms))
+        return np.full(rows, ttft_ns, dtype=np.int64), np.full(rows, tpot_ns, dtype=np.int64)
 
 
 class LoadConfig(msgspec.Struct, frozen=True, kw_only=True):

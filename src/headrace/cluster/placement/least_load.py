@@ -19,6 +19,8 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    reads_reports = False
+
     def __init__(self, config: Config) -> None:
         self._late = config.bind == "late"
 

@@ -15,6 +15,8 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    reads_reports = False
+
     def __init__(self, config: Config) -> None:
         pass
 

@@ -1,0 +1,49 @@
+"""What a simulated fleet looks like over time, sampled while it runs."""
+
+import numpy as np
+
+from headrace.nodes.instance import Instance
+from headrace.sim.flows import Flows
+from headrace.sim.shell import Shell
+from headrace.types.outcomes import Series
+
+COLUMNS = ("kv_used", "waiting", "running", "receiving")
+
+
+class Samples:
+    """One row every `period_ns`, from `begin_ns` on, while requests are unfinished. As of each instance's last step that was told."""
+
+    def __init__(self, shell: Shell, flows: Flows, period_ns: int, begin_ns: int) -> None:
+        self._shell = shell
+        self._flows = flows
+        self._period_ns = period_ns
+        self._begin_ns = begin_ns
+        self._at_ns: list[int] = []
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self._fleet: dict[str, list[float]] = {}
+        shell.loop.at(begin_ns, self._sample)
+
+    def series(self) -> Series:
+        values = {name: np.array(rows, dtype=np.float32) for name, rows in self._rows.items()}
+        values |= {name: np.array(column) for name, column in self._fleet.items()}
+        return Series(np.array(self._at_ns, dtype=np.int64), values)
+
+    def _sample(self) -> None:
+        shell = self._shell
+        if not shell.clients.unfinished:
+            return
+        live = [worker for worker in shell.workers.values() if worker.alive]
+        table = np.zeros((len(COLUMNS), len(live)), dtype=np.float32)
+        leanings = {"prefill": 0, "decode": 0, "mixed": 0}
+        for i, worker in enumerate(live):
+            core = worker.core
+            assert isinstance(core, Instance)
+            table[:, i] = core.gauges()
+            leanings[worker.info.leaning] += 1
+        self._at_ns.append(shell.loop.now_ns - self._begin_ns)
+        for name, column in zip(COLUMNS, table, strict=True):
+            self._rows[name].append(column)
+        self._fleet.setdefault("bytes_in_flight", []).append(self._flows.bytes_in_flight)
+        for leaning, count in leanings.items():
+            self._fleet.setdefault(f"leaning_{leaning}", []).append(count)
+        shell.loop.at(shell.loop.now_ns + self._period_ns, self._sample)
