@@ -18,7 +18,6 @@ from headrace.sim.cluster import BEGIN_NS, Cluster, Member, PolicyChoice, Simula
 from headrace.sim.topology import Level, regular
 from headrace.types.events import Deliver
 from headrace.types.outcomes import Outcomes
-from headrace.types.request import Slo
 from headrace.types.trace import Trace, make_trace
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -80,7 +79,7 @@ class Fleet:
     policies: dict[str, PolicyChoice] = field(default_factory=dict[str, PolicyChoice])
     nic_bytes_per_s: int = 25_000_000_000
     output_limit: int | None = None
-    instance: InstanceConfig = InstanceConfig()
+    instance: InstanceConfig = field(default_factory=InstanceConfig)
 
     def cluster(self) -> Cluster:
         shape = shape_of(self.config)
@@ -161,15 +160,13 @@ class Watch:
         shell.ask(audience.request(row))
 
 
-def poisson(
-    name: str, lengths: Sequence[tuple[int, int]], rate_per_s: float, seed: int, slo: Slo = Slo()
-) -> Trace:
+def poisson(name: str, lengths: Sequence[tuple[int, int]], rate_per_s: float, seed: int) -> Trace:
     """Requests of these prompt and output lengths."""
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(SECOND / rate_per_s, len(lengths))
     arrival_ns = np.cumsum(np.maximum(gaps, 1)).astype(np.int64)
     prompt, output = np.array(lengths, dtype=np.int64).T
-    return make_trace(name, arrival_ns, prompt, output, goals=(slo,))
+    return make_trace(name, arrival_ns, prompt, output)
 
 
 def write(

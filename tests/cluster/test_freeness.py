@@ -32,6 +32,12 @@ def test_what_is_queued_there_is_usage_reported_or_not():
     assert chosen(mixed(2, running=[2, 4], held=[2, 0], **running)) == "n0"
 
 
+def test_the_longest_queue_is_not_the_smallest_lack():
+    """-900 / 90 would be more than -100 / 5."""
+    queued = {"tokens_waiting": [10_000, 2000], "assigned": [90, 5]}
+    assert chosen(mixed(2, blocks_free=100, running=[90, 5], **queued)) == "n1"
+
+
 def test_who_was_not_heard_is_as_empty_as_its_assignments_allow():
     unheard = {"blocks_free": [NAN, 900], "running": [NAN, 1], "tokens_waiting": [NAN, 0]}
     assert chosen(mixed(2, assigned=[0, 1], assigned_tokens=[0, 1000], **unheard)) == "n0"

@@ -62,6 +62,13 @@ def test_without_costs_the_least_tokens_to_compute_win():
     assert placed(replace(view, prefixes=Held(0, 6, 0))) == ("n1", "n2"), "96 held, 90 queued"
 
 
+def test_what_is_prefilled_already_is_no_queue():
+    view = fleet(PP, ("prefill", False, 9), DD, assigned_prefill=np.array([20.0, 10, 0]))
+    assert placed(view) == ("n1", "n2")
+    full = replace(view, assigned_prefill=np.array([16384.0, 0, 0]))
+    assert PrefillWeights(sending=0, memory=0).score(full).tolist() == [0.7, 0, 0]
+
+
 def test_one_token_is_always_computed():
     view = fleet(PP, ("prefill", False, 2), DD, prefixes=Held(9, 99, 0))
     assert placed(view) == ("n0", "n2")

@@ -42,6 +42,12 @@ def test_a_prompt_goes_to_the_shortest_queue_and_decode_stays_open():
     assert placed.reasons["queue_tokens"] == 20
 
 
+def test_what_is_prefilled_already_is_no_queue():
+    view = view_of([("prefill", False, 3), ("prefill", False, 2), ("decode", False, 0)])
+    view = replace(view, assigned_prefill=np.array([9.0, 11, 0]))
+    assert POLICY.place(question(), view).prefill == view.addresses[0]
+
+
 def test_a_queue_is_what_was_given_not_what_was_reported():
     view = changed(
         view_of([("prefill", False, 3), ("prefill", False, 2), ("decode", False, 0)]), 0, tokens_waiting=0
@@ -52,28 +58,40 @@ def test_a_queue_is_what_was_given_not_what_was_reported():
 def test_the_lightest_with_room_pulls():
     rows = [("prefill", False, 0), ("decode", False, 2), ("decode", False, 1), ("decode", False, 3)]
     view = replace(view_of(rows), blocks_free=np.array([0.0, 60, 2, 60]), block_size=16)
+    view = changed(view, 2, tokens_running=61 * 16)
     assert bound(view) == view.addresses[1], "the third is lighter, but its memory is used up"
+
+
+LARGE = {"assigned": 2, "assigned_tokens": 640, "blocks_total": 1000}
+"""Two sequences of 20 blocks each were given to it, and are not in its report."""
 
 
 @pytest.mark.parametrize(
     ("full", "room"),
     [
         ({"assigned": 8, "running": 8, "assigned_tokens": 80}, {"assigned": 7, "running": 7}),
-        ({"running": 2, "assigned": 2, "blocks_free": 2}, {"running": 2, "assigned": 2, "blocks_free": 3}),
+        (
+            {"running": 2, "assigned": 2, "blocks_free": 2, "tokens_running": 60 * 16},
+            {"running": 2, "assigned": 2, "blocks_free": 3, "tokens_running": 60 * 16},
+        ),
+        # What it reports as free may be too low: what runs there says better.
+        (
+            {"running": 2, "assigned": 2, "blocks_free": 2, "tokens_running": 59 * 16 + 1},
+            {"running": 2, "assigned": 2, "blocks_free": 2, "tokens_running": 59 * 16},
+        ),
         # Two were given to it since it reported 44 blocks free: 20 each.
         (
-            {"assigned": 2, "assigned_tokens": 640, "blocks_total": 1000, "blocks_free": 42},
-            {"assigned": 2, "assigned_tokens": 640, "blocks_total": 1000, "blocks_free": 43},
+            LARGE | {"blocks_free": 42, "tokens_running": 958 * 16},
+            LARGE | {"blocks_free": 43, "tokens_running": 958 * 16},
         ),
         # What waits takes 40 blocks, a twentieth or more.
         (
-            {"assigned": 2, "assigned_tokens": 640, "blocks_total": 800, "blocks_free": 800},
-            {"assigned": 2, "assigned_tokens": 640, "blocks_total": 801, "blocks_free": 801},
+            LARGE | {"blocks_total": 800, "blocks_free": 800},
+            LARGE | {"blocks_total": 801, "blocks_free": 801},
         ),
-        ({"assigned": 1, "blocks_free": float("nan")}, {"assigned": 0, "blocks_free": float("nan")}),
         ({"assigned": 1, "running": float("nan")}, {"assigned": 0, "running": float("nan")}),
     ],
-    ids=["sequences", "blocks", "blocks given since", "waiting", "free unknown", "running unknown"],
+    ids=["sequences", "blocks", "context", "blocks given since", "waiting", "unknown"],
 )
 def test_it_pulls_only_while_it_has_room(full: dict[str, float], room: dict[str, float]):
     assert isinstance(bound(pair(**full)), Wait)
@@ -89,7 +107,8 @@ def test_whoever_has_nothing_takes_anything():
 
 def test_what_lies_in_its_own_pool_needs_no_memory():
     """Else both would wait for each other where one pool is full of prompts that nobody decodes."""
-    for state in ({"running": 1, "blocks_free": 0}, {"assigned_tokens": 999}, {"blocks_free": float("nan")}):
+    used_up = {"running": 1, "blocks_free": 0, "tokens_running": 63 * 16}
+    for state in (used_up, {"assigned_tokens": 999}, {"running": float("nan")}):
         apart = pair(**{"assigned": 1} | state)
         assert isinstance(bound(apart), Wait)
         beside = replace(apart, pools=(PoolId(0), PoolId(0)))

@@ -9,10 +9,11 @@ def test_a_table_grows_where_it_ends():
     give(memory, 5, first=10)
     sequence, other = sequence_of(1, 20), sequence_of(2, 4)
     assert memory.missing(sequence, 5) == [2] and memory.missing(sequence, 8) == [2]
-    assert memory.grow(sequence, [2]) == [TableRun(0, 0, 0, 2)]
+    memory.grow(sequence, [2])
     memory.grow(other, [1])
-    assert memory.grow(sequence, [3]) == [TableRun(0, 2, 10, 3)]
-    assert memory.grow(sequence, [1]) == [TableRun(0, 5, 13, 1)]
+    memory.grow(sequence, [3])
+    memory.grow(sequence, [1])
+    assert sequence.tables == [[0, 1, 10, 11, 12, 13]]
     assert sequence.tables == [[0, 1, 10, 11, 12, 13]] and other.tables == [[2]]
     assert memory.missing(sequence, 24) == [0]
 
@@ -162,3 +163,17 @@ def test_under_pressure_nothing_spare_is_kept_and_nothing_is_asked_ahead():
     assert memory.surplus() == Return((BlockRun(PoolId(0), 0, 0, 2),))
     memory.need = [2]
     assert memory.request() == Lease((1,), (1,))
+
+
+def test_what_was_asked_for_ahead_is_not_given_back_while_something_waits():
+    memory = memory_of(0, lease_blocks=4)
+    memory.need = [40]
+    assert memory.request() is not None
+    give(memory, 44)
+    assert memory.surplus() is None
+    running = sequence_of(2, 4)
+    memory.grow(running, [3])
+    assert memory.covers([40]), "what runs took of it, and the one that waits can still start"
+    memory.need = [0]
+    given = memory.surplus()
+    assert given is not None and memory.spare[0].total == 16

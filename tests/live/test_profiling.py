@@ -1,6 +1,5 @@
 """Two measuring workers over the fake executor: questions in, seconds out, and what happens when one of them ends."""
 
-import asyncio
 import sys
 
 import pytest
@@ -73,8 +72,7 @@ def test_one_worker_runs_beside_the_other_until_it_rests() -> None:
 def test_a_worker_that_ends_is_an_error_that_says_so() -> None:
     async def scenario() -> None:
         async with rig(config_for(), MODEL, COMMAND, 64) as measuring:
-            asking = asyncio.create_task(measuring.ask(FIRST, KeepRunning(Shape(decodes=1, context=20))))
-            await asking
+            await measuring.ask(FIRST, KeepRunning(Shape(decodes=1, context=20)))
             with pytest.raises(HeadraceError, match=r"has ended \(status 1\)(.|\n)*copy"):
                 await measuring.ask(FIRST, Copy(SECOND, writes=1, blocks=1000, repeats=1))
             with pytest.raises(HeadraceError, match="has ended"):

@@ -178,6 +178,9 @@ class InstanceBench(Bench):
 class Scripted:
     """A placement that says what the test wants."""
 
+    reads_reports = True
+    reads_prefixes = False
+
     def __init__(self, place: Placement | Wait | Decline, bind: Address | Wait = D) -> None:
         self.answer = place
         self.bound = bind
@@ -239,8 +242,11 @@ class PoolBench(Bench):
 
     core: PoolCore
 
-    def __init__(self, blocks: int = 16, holders: tuple[Address, ...] = (P, D)) -> None:
-        super().__init__(PoolCore(POOL, PoolId(0), SPEC, (blocks,), lru.Policy(lru.Config())))
+    def __init__(
+        self, blocks: int = 16, holders: tuple[Address, ...] = (P, D), listener: Address | None = None
+    ) -> None:
+        eviction = lru.Policy(lru.Config())
+        super().__init__(PoolCore(POOL, PoolId(0), SPEC, (blocks,), eviction, listener=listener))
         self.tell(*(PeerUp(holder, info()) for holder in holders))
 
     def tell(self, *events: Event, at_ns: int | None = None) -> list[Command]:

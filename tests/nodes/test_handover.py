@@ -300,7 +300,7 @@ def receiving(**limits: int) -> InstanceBench:
 
 def test_blocks_are_reserved_and_the_source_is_told():
     node = receiving()
-    assert node.one(Dispatch, P) == Dispatch(key(), Slot(0), (TableRun(0, 0, 0, 3),), False, 7)
+    assert node.one(Dispatch, P) == Dispatch(key(), Slot(0), (TableRun(0, 0, 0, 3),), False, 7, 10)
     assert node.core.observe(0).receiving == 1 and node.free == 29 and not node.plans
 
 
@@ -355,7 +355,7 @@ ADOPTED = Adopted(key(), (TableRun(0, 0, 50, 2), TableRun(0, 2, 60, 1)), (2,))
 @pytest.mark.parametrize("tail_first", [True, False])
 def test_with_one_pool_nothing_is_reserved_and_the_blocks_come_by_the_pool(tail_first: bool):
     node = shared()
-    assert node.one(Dispatch, P) == Dispatch(key(), Slot(0), (), True, 2) and not node.sent(Match)
+    assert node.one(Dispatch, P) == Dispatch(key(), Slot(0), (), True, 2, 10) and not node.sent(Match)
     told = [(P, TAIL), (POOL, ADOPTED)]
     for who, message in told if tail_first else reversed(told):
         assert not node.plans

@@ -7,6 +7,7 @@ from headrace.types.messages import (
     Adopted,
     Drain,
     Handover,
+    Indexed,
     Lease,
     Leased,
     Match,
@@ -17,7 +18,7 @@ from headrace.types.messages import (
     Release,
     Return,
 )
-from tests.nodes.harness import D, P, PoolBench, hashes, info, key
+from tests.nodes.harness import ROUTER, D, P, PoolBench, hashes, info, key
 
 E = Address("e")
 
@@ -272,3 +273,40 @@ def test_strangers_and_the_dead_are_not_heard():
 def test_what_is_not_for_a_pool_is_an_error(event: Landed | Received):
     with pytest.raises(TypeError, match="no use"):
         PoolBench().tell(event)
+
+
+# Who listens
+
+
+def told(pool: PoolBench) -> list[Indexed]:
+    return pool.sent(Indexed, ROUTER)
+
+
+def test_a_listener_is_told_what_enters_and_leaves_the_index():
+    pool = PoolBench(blocks=4, listener=ROUTER)
+    pool.hear(P, Lease((3,), (3,)))
+    assert not told(pool)
+    names = hashes(1, 2)
+    pool.hear(P, Publish(key(1), (TableRun(0, 0, 0, 2),), names))
+    assert told(pool) == [Indexed(1, names, ())]
+    pool.hear(P, Match(key(2), names, 8), Release(key(1)), Release(key(2)))
+    assert not told(pool), "it is cached, as before"
+    pool.hear(D, Lease((3,), (3,)))
+    assert told(pool) == [Indexed(2, (), names[::-1])], "leaves first"
+
+
+def test_what_leaves_and_comes_back_in_one_instant_is_there():
+    pool = PoolBench(blocks=2, listener=ROUTER)
+    (name,) = hashes(1, 1)
+    pool.hear(P, Lease((1,), (1,)))
+    pool.hear(P, Publish(key(1), (TableRun(0, 0, 0, 1),), (name,)), Release(key(1)))
+    pool.core.blocks.grant(D, 0, 2)
+    pool.hear(D, Publish(key(2), (TableRun(0, 0, 0, 1),), (name,)))
+    assert told(pool) == [Indexed(2, (name,), ())]
+
+
+def test_nobody_listens_unless_he_says_so():
+    pool = PoolBench(blocks=4)
+    pool.hear(P, Lease((1,), (1,)))
+    pool.hear(P, Publish(key(1), (TableRun(0, 0, 0, 1),), hashes(1, 1)))
+    assert not pool.sent(Indexed)

@@ -38,6 +38,7 @@ from headrace.types.views import Decline, Placement, Wait
 from tests.nodes.harness import D, P, RouterBench, hashes, info, key
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
+REPORT = Report(77, 3, 2, 1, 0, 40, 64, 20, 9, draining=False)
 JOINED = Joined(key(), 50, cached=4, blocks=2, bytes=99, writes=1)
 
 
@@ -171,10 +172,13 @@ def test_it_may_be_the_same_one():
 def test_a_bind_that_has_to_wait_is_asked_again():
     router = at_stage("binding")
     assert not router.sent(Start)
+    asked = len(router.placement.asked)
     router.placement.bound = D
     router.tell()
+    assert len(router.placement.asked) == asked, "nothing in the fleet has changed"
+    router.hear(P, REPORT)
     assert router.one(Start, D).role is Role.DECODE
-    router.tell()
+    router.hear(P, REPORT)
     assert not router.said
 
 
@@ -192,7 +196,7 @@ def test_who_ends_with_the_first_token_before_it_is_bound():
     router.tokens(P, run(0, STOP))
     assert router.core.idle and not cancelled(router)
     router.placement.bound = D
-    router.tell()
+    router.hear(P, REPORT)
     assert not router.said
 
 
@@ -249,6 +253,33 @@ def test_one_choice_that_cannot_be_served_ends_the_request():
     router.hear(P, Failed(key(1, 1), "too long", retry=False))
     assert router.commands(Reject) == [Reject(RequestId(1), "too long", overloaded=False)]
     assert router.core.idle and len(router.sent(Cancel)) == 2
+
+
+def finished(router: RouterBench) -> int:
+    return router.core.counters.get("requests_finished", 0)
+
+
+def test_a_request_is_finished_when_its_last_choice_is():
+    router = RouterBench(decode=P)
+    router.submit(choices=2)
+    router.tokens(P, run(0, STOP))
+    assert finished(router) == 0
+    router.tokens(P, run(0, STOP, choice=1))
+    assert finished(router) == 1
+
+
+def test_a_stop_string_finishes_a_request_and_a_client_that_leaves_does_not():
+    router = RouterBench(decode=P)
+    router.submit(choices=2)
+    router.tokens(P, run(0))
+    router.tell(Withdrawn(RequestId(1), 0))
+    router.tokens(P, run(0, STOP, choice=1))
+    assert finished(router) == 1 and router.core.idle
+    router.submit(2)
+    router.tell(Withdrawn(RequestId(2), None))
+    router.submit(3)
+    router.hear(P, Failed(key(3), "too long", retry=False))
+    assert finished(router) == 1 and router.core.idle
 
 
 # Refused, failed
@@ -405,7 +436,7 @@ def test_what_waits_can_be_withdrawn():
     router.submit(choices=2)
     router.tell(Withdrawn(RequestId(1), None))
     router.placement.answer = Placement(P, P)
-    router.tell()
+    router.hear(P, REPORT)
     assert not router.said and router.core.idle
 
 
@@ -466,7 +497,7 @@ def test_who_waits_is_placed_when_there_is_somebody():
     router.submit(2)
     assert router.core.waiting == 2
     router.placement.answer = Placement(P, P)
-    router.tell()
+    router.hear(P, REPORT)
     assert [s.key.request for s in router.sent(Start)] == [1, 2], "in order"
     assert [q.serial for q in router.placement.asked] == sorted(q.serial for q in router.placement.asked)
 
@@ -493,8 +524,7 @@ def test_draining_everything_finishes_what_there_is():
 
 def test_reports_are_what_the_policy_sees_and_unknown_is_not_zero():
     router = RouterBench()
-    report = Report(77, 3, 2, 1, 0, 40, 64, 20, 9, draining=False)
-    router.hear(P, report)
+    router.hear(P, REPORT)
     router.submit()
     view = router.placement.views[0]
     assert view.addresses == (D, P) and list(view.waiting[1:]) == [3] and view.observed_at_ns[1] == 77
@@ -507,7 +537,7 @@ def test_reports_are_what_the_policy_sees_and_unknown_is_not_zero():
 
 def test_a_fleet_that_changes_keeps_what_is_known_of_the_others():
     router = split()
-    router.hear(P, Report(77, 3, 2, 1, 0, 40, 64, 20, 9, draining=False))
+    router.hear(P, REPORT)
     router.tell(DrainAsked(D), PeerUp(Address("a"), info()))
     router.submit(2)
     view = router.placement.views[-1]

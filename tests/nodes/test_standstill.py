@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 from headrace.engine.sequence import Status
 from headrace.nodes.standstill import Standstill
+from headrace.types.events import Received
 from headrace.types.ids import RequestId, SequenceKey
+from headrace.types.messages import Cancel, Dispatch, Fenced, Matched, Refused, Role
+from tests.nodes.harness import ROUTER, D, InstanceBench, P, key, start
 
 
 def sequence(number: int, status: Status, blocks: int = 1) -> SimpleNamespace:
@@ -63,3 +66,18 @@ def test_what_is_being_fetched_or_runs_is_kept():
 def test_a_reservation_goes_before_one_that_holds_no_memory():
     received = [sequence(1, Status.RECEIVING), sequence(2, Status.RECEIVING, blocks=0)]
     assert given_up(standstill(), received, 15) == [(11, 1)]
+
+
+def test_what_is_given_up_in_the_instant_it_was_admitted_asks_for_nothing():
+    """Found by a seed: its `Dispatch` went out after it had left, and its slot stayed open for ever."""
+    bench = InstanceBench(D, pool=1, stuck_ns=100)
+    bench.meet((P, 0))
+    bench.begin(start(1, role=Role.DECODE))
+    slot = bench.one(Dispatch).slot
+    bench.hear(ROUTER, start(2, role=Role.DECODE), start(3, role=Role.DECODE))
+    bench.tell(Received(bench.pool, Matched(key(2), 0, ())), at_ns=bench.now_ns + 200)
+    assert [r.key for r in bench.sent(Refused)] == [key(2)]
+    assert bench.sent(Dispatch) == [] and key(2) in bench.closed
+    bench.hear(ROUTER, Cancel(key(1)), Cancel(key(3)))
+    bench.hear(P, Fenced(key(1), slot))
+    assert bench.core.idle

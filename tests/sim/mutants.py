@@ -45,16 +45,17 @@ def splits(world: World) -> bool:
 
 
 def leaves(world: World) -> bool:
-    return bool(world.faults.leaves or world.faults.ambushes)
+    return "client leaves" in world.kinds
 
 
 def dies(world: World) -> bool:
-    return bool(world.faults.kills or world.faults.ambushes)
+    return "crash" in world.kinds
 
 
 def late(world: World) -> bool:
     """Words of the dead arrive after the news of their death."""
-    return world.network.late_share * world.network.late_ns >= 10_000
+    network = world.network
+    return network.late_share * network.late_ns >= 10_000 or network.skew_ns > 20_000
 
 
 def breaks(world: World) -> bool:
@@ -172,7 +173,7 @@ def pool_forgets_who_is_short(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PoolCore, "_serve", forgetful)
 
 
-@mutant(lambda world: bool(world.faults.ambushes) and splits(world))
+@mutant(lambda world: dies(world) and splits(world))
 def no_quarantine(patch: pytest.MonkeyPatch) -> None:
     forget, end = BlockPool.forget, BlockPool.end_quarantine
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.sim.faults import Ambush, Break, FaultPlan, Victim
+from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim
 from headrace.sim.network import Partition
 from headrace.sim.run import Outcome, simulate
 from headrace.sim.scenarios import MICRO, MILLI, World
+from headrace.types.events import PeerLost, StepDone
 from tests.sim.test_equal import calm, split
 
 HEAL_NS = 2 * MILLI
@@ -32,6 +33,7 @@ def struck(plan: FaultPlan, seed: int = 3) -> tuple[Outcome, list[str]]:
         (Victim.RECEIVER, "deaths"),
         (Victim.CLIENT, "ambushes"),
         (Victim.SESSION, "ambushes"),
+        (Victim.WAY, "ambushes"),
     ],
 )
 def test_an_ambush_strikes_once_where_its_message_is(victim: Victim, counted: str):
@@ -74,3 +76,43 @@ def test_kills_drains_and_clients_that_leave():
     assert outcome.counts["kills"] == 2 and outcome.counts["deaths"] == 1, "nobody dies twice"
     assert outcome.counts["drains"] == 1
     assert all(stream.withdrawn for stream in outcome.shell.clients.all[ask.request.id].streams)
+
+
+def test_an_instance_is_slow_for_a_while():
+    """Its steps take ten times as long, and then as long as before."""
+
+    def longest(outcome: Outcome, first_ns: int, last_ns: int) -> int:
+        results = [
+            event.result
+            for node in outcome.shell.nodes
+            if node.address.name == "i0"
+            for record in node.journal
+            for event in record.events
+            if isinstance(event, StepDone)
+        ]
+        took = [r.ended_ns - r.started_ns for r in results if first_ns <= r.started_ns < last_ns]
+        return max(took, default=0)
+
+    calm_outcome = simulate(world())
+    usual = longest(calm_outcome, 0, HEAL_NS)
+    slow, lines = struck(FaultPlan(slowdowns=(Slowdown(1, 300_000, "i0", 10.0),)))
+    assert longest(slow, 0, 300_000) > 2 * usual
+    assert longest(slow, 300_000, 2**62) <= usual
+    assert slow.texts == calm_outcome.texts and slow.counts["slowdowns"] == 1
+    assert "as fast again" in lines[1]
+
+
+def test_who_is_cut_off_hears_of_a_death_later():
+    cut = Partition(100_000, 900_000, ("router", "pool0", "pool1"), ("i1",), both=False)
+    heard = {}
+    for partitions in ((), (cut,)):
+        outcome, _ = struck(FaultPlan(kills=((150_000, "i0"),), partitions=partitions))
+        heard[partitions] = {
+            str(node.address): record.now_ns
+            for node in outcome.shell.nodes
+            for record in node.journal
+            for event in record.events
+            if isinstance(event, PeerLost)
+        }
+    assert heard[(cut,)]["router#0"] == heard[()]["router#0"]
+    assert heard[()]["i1#0"] < 900_000 <= heard[(cut,)]["i1#0"]

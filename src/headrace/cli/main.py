@@ -12,7 +12,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from headrace import __version__
-from headrace.cli.options import EngineOptions, ServeOptions, takes
+from headrace.cli.flags import ClusterSource, takes
+from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions
 from headrace.types.errors import ConfigError, HeadraceError
 
 app = typer.Typer(
@@ -22,6 +23,42 @@ app = typer.Typer(
     help="Headrace serves large language models with prefill and decode on separate workers. Every flag of serve and generate can be "
     "a key of a --config file, and a HEADRACE_* environment variable; flags win.",
 )
+
+
+TraceName = Annotated[
+    str,
+    typer.Option(
+        "--trace",
+        help="A file, a name below the data folder, or a generator: synthetic:rate=5,requests=1000",
+    ),
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", envvar="HEADRACE_DATA", help="Folder in which traces are looked for")
+]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Of the trace [default: found from its first line]")
+]
+Sort = Annotated[bool, typer.Option("--sort", help="Put the trace in order of time, in place of refusing it")]
+Requests = Annotated[
+    int | None,
+    typer.Option("--requests", min=1, help="So many: the trace's first, or the trace again and again"),
+]
+Rate = Annotated[float | None, typer.Option("--rate", help="Requests per second, on average")]
+Speedup = Annotated[float | None, typer.Option("--speedup", help="The trace so many times as fast")]
+TtftGoal = Annotated[float | None, typer.Option("--ttft-ms", min=0, help="Milliseconds, for goodput")]
+TpotGoal = Annotated[float | None, typer.Option("--tpot-ms", min=0, help="Milliseconds, for goodput")]
+Skip = Annotated[
+    tuple[float, float],
+    typer.Option("--skip", help="Leave out so many seconds at the begin and at the end of a run"),
+]
+VARY = "A setting and its values, as in cluster.placement=least_load,round_robin; several: every combination"
+Vary = Annotated[list[str], typer.Option("--vary", help=VARY)]
+Seeds = Annotated[
+    int, typer.Option("--seeds", help="So many draws of the requests, the same for all variants")
+]
+Jobs = Annotated[int, typer.Option("--jobs", help="Processes")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for all figures")]
+Html = Annotated[Path | None, typer.Option("--html", help="File for one page with plots, nothing beside it")]
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -143,6 +180,91 @@ def bench(
         goals=Goals(ttft_ms=ttft_goal, tpot_ms=tpot_goal),
     )
     uvloop.run(command(config, save))
+
+
+@app.command()
+@takes(ClusterOptions, (), ClusterSource())
+def simulate(
+    options: ClusterOptions,
+    file: Path | None,
+    trace: TraceName,
+    data: Data = None,
+    format: Format = None,
+    sort: Sort = False,
+    requests: Requests = None,
+    rate: Rate = None,
+    speedup: Speedup = None,
+    ttft_ms: TtftGoal = None,
+    tpot_ms: TpotGoal = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of a generator, and of policies that draw")] = 0,
+    skip: Skip = (0.0, 0.0),
+    every_step: Annotated[
+        bool,
+        typer.Option("--every-step", help="Run each step by itself: the same figures, to the bit, later"),
+    ] = False,
+    json: Json = None,
+    html: Html = None,
+    perfetto: Annotated[
+        Path | None, typer.Option("--perfetto", help="File for a sample of requests, for ui.perfetto.dev")
+    ] = None,
+    perfetto_requests: Annotated[int, typer.Option("--perfetto-requests", min=1)] = 2000,
+) -> None:
+    """Serve a trace on virtual time: the same scheduler, router and pools as serve, with steps and links that only take time.
+
+    headrace simulate h100-1p1d --trace synthetic:rate=10,requests=2000 --html run.html
+    """
+    from headrace.cli.simulate import Outputs, Workload
+    from headrace.cli.simulate import simulate as command
+
+    command(
+        options,
+        Workload(trace, data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
+        Outputs(json=json, html=html, perfetto=perfetto, perfetto_requests=perfetto_requests),
+        name=file.stem if file is not None else "simulation",
+        seed=seed,
+        every_step=every_step,
+        skip_s=skip,
+    )
+
+
+@app.command()
+@takes(ClusterOptions, (), ClusterSource())
+def compare(
+    options: ClusterOptions,
+    trace: TraceName,
+    vary: Vary,
+    data: Data = None,
+    format: Format = None,
+    sort: Sort = False,
+    requests: Requests = None,
+    rate: Rate = None,
+    speedup: Speedup = None,
+    ttft_ms: TtftGoal = None,
+    tpot_ms: TpotGoal = None,
+    seeds: Seeds = 5,
+    seed: Annotated[int, typer.Option("--seed", help="The first of them")] = 0,
+    jobs: Jobs = 2,
+    skip: Skip = (0.0, 0.0),
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Compare variants of a deployment on the same requests: who wins where, and whether it is beyond noise.
+
+    headrace compare h100-16-mixed --trace conversations:conversations=500 --vary cluster.placement=least_load,round_robin --html page.html
+    """
+    from headrace.cli.compare import compare as command
+    from headrace.cli.simulate import Outputs, Workload
+
+    command(
+        options,
+        Workload(trace, data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
+        vary,
+        Outputs(json=json, html=html),
+        seeds=seeds,
+        seed=seed,
+        jobs=jobs,
+        skip_s=skip,
+    )
 
 
 @app.command()

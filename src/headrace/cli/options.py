@@ -1,21 +1,22 @@
-"""Settings as users know them: one pydantic model is the flags, the `HEADRACE_*` variables and the keys of `--config` alike.
+"""Settings as users know them: one pydantic model is the flags, the `HEADRACE_*` variables and the keys of a settings file alike.
 
-Flags win over variables, variables over the file, the file over defaults.
+Flags win over variables, variables over the file, the file over defaults. One file serves all commands: a command leaves alone the keys
+that only others read.
 """
 
-import inspect
 import json
-from collections.abc import Callable
-from functools import wraps
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from headrace import registry
 from headrace.types.errors import ConfigError
+
+CLUSTERS = Path(__file__).parent.parent / "assets" / "clusters"
+"""Example settings files, which simulations take by name."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,8 +34,8 @@ class PolicyChoice(BaseModel):
         return dict(self.model_extra or {})
 
 
-class EngineOptions(BaseModel):
-    """What every command that runs a model can be told."""
+class DeploymentOptions(BaseModel):
+    """What a deployment is told alike whether it is live or simulated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -63,8 +64,9 @@ class EngineOptions(BaseModel):
     kv_memory: str = Field(
         "auto", description="KV memory of each pool, e.g. 2GiB; auto: by model and free memory"
     )
-    threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
-    transport: str = Field("shm", description="How KV moves between separate pools")
+    stream_interval: int = Field(
+        1, ge=1, description="Send a sequence's tokens in groups of so many, but its first and last at once"
+    )
     batching: PolicyChoice = Field(PolicyChoice(name="splitfuse"), description="What goes into a step")
     admission: PolicyChoice = Field(PolicyChoice(name="aggressive"), description="When a sequence may start")
     scheduling_policy: PolicyChoice = Field(PolicyChoice(name="fcfs"), description="Who is looked at first")
@@ -75,25 +77,13 @@ class EngineOptions(BaseModel):
         PolicyChoice(name="least_load"), description="Where a request is prefilled and decoded"
     )
     evict: PolicyChoice = Field(PolicyChoice(name="lru"), description="Which cached block goes first")
-    mixed_numerics: bool = Field(
-        False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
-    )
-    worker_timeout: float = Field(
-        300, gt=0, description="Seconds a worker may take to start, or for one step"
-    )
-    record: Path | None = Field(
-        None, description="New folder to keep each core's journal and the trace of all requests in"
-    )
-    record_text: bool = Field(False, description="Keep the tokens of prompts and answers in it, too")
 
     @field_validator(
         "batching", "admission", "scheduling_policy", "preemption", "placement", "evict", mode="before"
     )
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return json.loads(value) if value.lstrip().startswith("{") else {"name": value}
-        return value
+        return by_name(value)
 
     @field_validator("block_size")
     @classmethod
@@ -108,6 +98,23 @@ class EngineOptions(BaseModel):
         if value != "auto":
             parse_size(value)
         return value
+
+
+class EngineOptions(DeploymentOptions):
+    """What every command that runs a model can be told."""
+
+    threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
+    transport: str = Field("shm", description="How KV moves between separate pools")
+    mixed_numerics: bool = Field(
+        False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
+    )
+    worker_timeout: float = Field(
+        300, gt=0, description="Seconds a worker may take to start, or for one step"
+    )
+    record: Path | None = Field(
+        None, description="New folder to keep each core's journal and the trace of all requests in"
+    )
+    record_text: bool = Field(False, description="Keep the tokens of prompts and answers in it, too")
 
 
 class ServeOptions(EngineOptions):
@@ -138,6 +145,140 @@ class ServeOptions(EngineOptions):
     access_log: bool = Field(False, description="Log every HTTP request")
 
 
+class Kill(BaseModel):
+    """Something that happens to one instance."""
+
+    model_config = ConfigDict(extra="forbid")
+    at: float = Field(ge=0, description="Seconds from the trace's begin")
+    instance: str
+
+
+class Faults(BaseModel):
+    """What goes wrong in a simulation."""
+
+    model_config = ConfigDict(extra="forbid")
+    kills: list[Kill] = []
+    drains: list[Kill] = []
+    slow: dict[str, float] = Field(default={}, description="Factor on all step times, by instance")
+    restart: float = Field(
+        default=10, gt=0, description="Seconds from a death's discovery to the next incarnation"
+    )
+    notice: float = Field(default=0.1, ge=0, description="Seconds until a death is known to others")
+
+
+class Hosts(BaseModel):
+    """How instances lie on machines. What is left out follows from the hardware; None for a unit: all in one."""
+
+    model_config = ConfigDict(extra="forbid")
+    count: int | None = Field(default=None, ge=1, description="[default: as many as are needed]")
+    instances: int | None = Field(
+        default=None, ge=1, description="On one host [default: its devices / tensor_parallel]"
+    )
+    per_rack: int | None = Field(default=None, ge=1)
+    racks_per_cluster: int | None = Field(default=None, ge=1)
+    clusters_per_datacentre: int | None = Field(default=None, ge=1)
+
+
+class LinkOptions(BaseModel):
+    """The links of one level: bytes/s into and out of each unit; seconds, one way."""
+
+    model_config = ConfigDict(extra="forbid")
+    bandwidth: float
+    latency: float = 0.0
+
+
+LevelOptions = Literal["device", "host", "rack", "cluster", "datacentre"]
+
+
+class BandwidthStep(BaseModel):
+    """From `at` on (seconds of the trace), the links of a level, or of one unit of it, have this share of their bandwidth."""
+
+    model_config = ConfigDict(extra="forbid")
+    at: float
+    level: LevelOptions
+    factor: float
+    unit: int | None = None
+
+
+class Network(BaseModel):
+    """The links of a simulated fleet. What is left out follows from the hardware."""
+
+    model_config = ConfigDict(extra="forbid")
+    device: LinkOptions | None = Field(default=None, description="Of an instance, inside its host")
+    host: LinkOptions | None = Field(default=None, description="Of a host: all its network adapters together")
+    rack: LinkOptions | None = None
+    cluster: LinkOptions | None = None
+    datacentre: LinkOptions | None = None
+    steps: list[BandwidthStep] = []
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"faults": Faults, "hosts": Hosts, "network": Network}
+
+
+class ClusterOptions(DeploymentOptions):
+    """A deployment that is simulated: what `serve` would be told, and what only a simulation has to be told."""
+
+    model: Path | None = Field(
+        None,
+        description="Checkpoint folder or config.json, or the name of a known shape such as llama-3.1-8b",
+    )
+    separate_pools: bool | None = Field(
+        None, description="One KV pool per instance [default: yes, but with --profile as in serve]"
+    )
+    roles: PolicyChoice | None = Field(
+        None, description="Which instances lean to prefill or decode now [default: as they began]"
+    )
+    rebalance: PolicyChoice | None = Field(
+        None, description="Which running sequences move to another instance [default: none]"
+    )
+    hardware: str | dict[str, str] | None = Field(
+        None, description='Device of the catalogue, or by role: {"prefill": "h100-sxm", "decode": "h20"}'
+    )
+    tensor_parallel: int | dict[str, int] = Field(1, description="Devices of an instance, or by role")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a device's memory that is used, with --kv-memory auto"
+    )
+    profile: Path | None = Field(
+        None,
+        description="What `headrace profile` measured, in place of --hardware: instances on that machine",
+    )
+    hosts: Hosts | None = Field(
+        None, description="How instances lie on hosts and racks, as JSON [default: by the hardware]"
+    )
+    network: Network | None = Field(None, description="Links by level, as JSON [default: by the hardware]")
+    faults: Faults | None = Field(None, description="Kills, drains and slow instances, as JSON")
+    max_tokens: int | None = Field(
+        None, ge=1, description="What requests ask for at most [default: exactly what they will get]"
+    )
+    max_requests: int | None = Field(
+        None,
+        ge=1,
+        description="Unfinished requests at most [default: 4096, or --max-num-seqs for each instance]",
+    )
+    deadline: float | None = Field(None, gt=0, description="Seconds until a request is given up")
+    report_interval: float = Field(0.05, gt=0, description="Seconds between two reports of an instance")
+    message_latency: float | None = Field(
+        None, gt=0, description="Seconds of a message inside a host [default: the profile's, or 50 us]"
+    )
+
+    @field_validator("roles", "rebalance", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        return by_name(value)
+
+    @field_validator(*SECTIONS, "hardware", "tensor_parallel", mode="before")
+    @classmethod
+    def _nested(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+
+    @field_validator("hardware", "tensor_parallel")
+    @classmethod
+    def _by_role(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (wrong := [role for role in value if role not in ROLES]):
+            raise ValueError(f"{wrong[0]!r} is not a role; roles are {', '.join(ROLES)}")
+        return value
+
+
 def parse_size(text: str) -> int:
     """Bytes of "512MiB", "2G", "1073741824". Raises ValueError."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
@@ -151,112 +292,110 @@ def parse_size(text: str) -> int:
     return size
 
 
-Options = TypeVar("Options", bound=EngineOptions)
-Command = Callable[..., None]
+ROLES = ("prefill", "decode", "mixed")
+
+AXES = {
+    "batching": "engine.batching",
+    "admission": "engine.admission",
+    "scheduling_policy": "engine.ordering",
+    "preemption": "engine.preemption",
+    "placement": "cluster.placement",
+    "roles": "cluster.roles",
+    "rebalance": "cluster.rebalance",
+    "evict": "kv.evict",
+}
+"""The axis of each policy. Its name is another name of the key."""
+
+Options = TypeVar("Options", bound=DeploymentOptions)
 
 
-def takes(options: type[Options], arguments: tuple[str, ...] = ("model",)) -> Callable[[Command], Command]:
-    """Give a command one flag per field of `options`; it gets them resolved, as its first parameter."""
-
-    def decorate(command: Command) -> Command:
-        own = list(inspect.signature(command).parameters.values())[1:]
-
-        @wraps(command)
-        def run(**given: Any) -> None:
-            named = {name: given.pop(name) for name in options.model_fields}
-            resolved = resolve(
-                options, given.pop("config"), {k: v for k, v in named.items() if v is not None}
-            )
-            command(resolved, **given)
-
-        flags = [
-            _parameter(name, field.annotation, field, name in arguments)
-            for name, field in options.model_fields.items()
-        ]
-        run.__signature__ = inspect.Signature(sorted([*own, _config(), *flags], key=lambda p: p.kind))  # type: ignore[attr-defined]
-        return run
-
-    return decorate
+def by_name(value: Any) -> Any:
+    """A policy as text, as its model takes it."""
+    if isinstance(value, str):
+        return json.loads(value) if value.lstrip().startswith("{") else {"name": value}
+    return value
 
 
-def resolve(options: type[Options], file: Path | None, given: dict[str, Any]) -> Options:
-    """Flags and variables over the file over defaults. Raises ConfigError naming the flag or the file's key."""
-    stated = {**_read(file), **given}
+def resolve(
+    options: type[Options], file: Path | None, given: dict[str, Any], source: str = "--config"
+) -> Options:
+    """Flags and variables over the file over defaults. Raises ConfigError naming the flag or the file's key.
+
+    `source`: how messages call the file.
+    """
+    stated = {name: value for name, value in read(file, source).items() if name in options.model_fields}
+    return validated(options, stated | given, given, source)
+
+
+def validated(options: type[Options], stated: dict[str, Any], given: dict[str, Any], source: str) -> Options:
+    """The options from settings by key; those in `given` came as flags. Raises ConfigError."""
     try:
         return options.model_validate(stated)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e, given) for e in error.errors())) from error
+        raise ConfigError(
+            "; ".join(dict.fromkeys(_explain(e, given, source) for e in error.errors()))
+        ) from error
     except json.JSONDecodeError as error:
-        raise ConfigError(f"a policy is a name or a JSON object: {error}") from error
+        raise ConfigError(f"what begins with a brace is a JSON object: {error}") from error
 
 
-def check_policies(options: EngineOptions) -> None:
+def check_policies(options: DeploymentOptions) -> None:
     """Raises ConfigError naming the flag whose policy does not exist or does not take its settings."""
-    axes = {
-        "batching": "engine.batching",
-        "admission": "engine.admission",
-        "scheduling_policy": "engine.ordering",
-        "preemption": "engine.preemption",
-        "placement": "cluster.placement",
-        "evict": "kv.evict",
-    }
-    for field, axis in axes.items():
-        choice: PolicyChoice = getattr(options, field)
+    for name, axis in AXES.items():
+        choice: PolicyChoice | None = getattr(options, name, None)
+        if choice is None:
+            continue
         try:
             registry.load(axis, choice.name, choice.config)
         except ConfigError as error:
-            raise ConfigError(f"{_flag(field)}: {error}") from error
+            raise ConfigError(f"{flag(name)}: {error}") from error
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "MODEL" if name == "model" else "--" + name.replace("_", "-")
 
 
-def _explain(error: Any, given: dict[str, Any]) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    where = _flag(name) if name in given else f"--config: {name.replace('_', '-')}"
-    if error["type"] == "extra_forbidden":
-        return f"{where} is not a setting; `--help` lists them"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _read(file: Path | None) -> dict[str, Any]:
+def read(file: Path | None, source: str = "--config") -> dict[str, Any]:
+    """What a settings file says, by field. Raises ConfigError for a key that no command knows, with the nearest one."""
     if file is None:
         return {}
     try:
         stated = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {file}: {error}") from error
+        raise ConfigError(f"{source} {file}: {error}") from error
     if not isinstance(stated, dict):
-        raise ConfigError(f"--config {file}: expected `key: value` lines, keys as the flags are named")
-    return {str(key).replace("-", "_"): value for key, value in stated.items()}
+        raise ConfigError(f"{source} {file}: expected `key: value` lines, keys as the flags are named")
+    return {field_of(str(key), f"{source}:"): value for key, value in stated.items()}
 
 
-def _parameter(name: str, annotation: Any, field: Any, positional: bool) -> inspect.Parameter:
-    default = field.get_default(call_default_factory=True)
-    shown = default.name if isinstance(default, PolicyChoice) else default
-    text = f"{field.description}" + (f" [default: {shown}]" if shown not in (None, False, "") else "")
-    kind: Any = str if annotation is PolicyChoice or annotation == Dtype else annotation
-    variable = f"HEADRACE_{name.upper()}"
-    if positional:
-        info: Any = typer.Argument(help=text, envvar=variable, show_default=False, show_envvar=False)
-    else:
-        flag = _flag(name)
-        declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
-        info = typer.Option(declared, help=text, envvar=variable, show_default=False, show_envvar=False)
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_optional(kind), info]
-    )
+def field_of(key: str, where: str) -> str:
+    """The field that a key means: its own name, with dashes, or a policy's axis. Raises ConfigError with the nearest one."""
+    name = ALIASES.get(key, key.replace("-", "_"))
+    if name not in KNOWN:
+        near = get_close_matches(name, [*KNOWN, *ALIASES], 1)
+        meant = f"; did you mean {near[0].replace('_', '-')}?" if near else "; `--help` lists them"
+        raise ConfigError(f"{where} {key.replace('_', '-')} is not a setting{meant}")
+    return name
 
 
-def _optional(kind: Any) -> Any:
-    return kind if type(None) in getattr(kind, "__args__", ()) else kind | None
+def _explain(error: Any, given: dict[str, Any], source: str) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    where = flag(name) if name in given else f"{source}: {name.replace('_', '-')}"
+    if error["type"] == "extra_forbidden":
+        return _unknown(where, [str(part) for part in error["loc"]])
+    inner = ".".join(str(part) for part in error["loc"][1:] if name in SECTIONS)
+    return f"{where}: {f'{inner}: ' if inner else ''}{error['msg'].removeprefix('Value error, ')}"
 
 
-def _config() -> inspect.Parameter:
-    info = typer.Option(
-        "--config", help="YAML file of settings, keys named as the flags", envvar="HEADRACE_CONFIG"
-    )
-    return inspect.Parameter(
-        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, info]
-    )
+def _unknown(where: str, path: list[str]) -> str:
+    section = SECTIONS.get(path[0])
+    if section is None or len(path) < 2:
+        return f"{where} is not a setting; `--help` lists them"
+    near = get_close_matches(path[-1], section.model_fields, 1) if len(path) == 2 else []
+    hint = f"did you mean {near[0]}?" if near else f"{path[0]} has {', '.join(section.model_fields)}"
+    return f"{where}: {'.'.join(path[1:])} is not a setting of it; {hint}"
+
+
+KNOWN = (*dict.fromkeys((*ServeOptions.model_fields, *ClusterOptions.model_fields)),)
+"""Every key of any command."""
+ALIASES = {axis: name for name, axis in AXES.items()}

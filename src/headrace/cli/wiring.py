@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.cli.options import EngineOptions, PolicyChoice, check_policies, parse_size
+from headrace.cli.options import DeploymentOptions, EngineOptions, PolicyChoice, check_policies, parse_size
 from headrace.live.memory import available_bytes
 from headrace.live.service import Service
 from headrace.live.settings import (
@@ -80,7 +80,7 @@ def folder(options: EngineOptions) -> Path:
     return path.resolve()
 
 
-def workers(options: EngineOptions) -> tuple[WorkerSettings, ...]:
+def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
     """One prefill and one decode worker, unless told otherwise."""
     if options.instances is not None:
         if options.prefill or options.decode:
@@ -130,11 +130,7 @@ def service_config(
         ),
         placement=_policy(options.placement),
         eviction=_policy(options.evict),
-        instance=InstanceConfig(
-            tokens_max=options.max_num_batched_tokens,
-            sequences_max=options.max_num_seqs,
-            lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * len(team)))),
-        ),
+        instance=instance_config(options, blocks, sharers=len(team) // pools),
         router=RouterConfig(choices_max=choices_max),
         transport=options.transport,
         threads=threads(options, len(team)),
@@ -144,6 +140,16 @@ def service_config(
         mixed_numerics=options.mixed_numerics,
         record=recorded(options, found, memory),
         options={"folder": str(folder(options)), "dtype": options.dtype},
+    )
+
+
+def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> InstanceConfig:
+    """Of each instance; `sharers` of them use one pool of so many blocks."""
+    return InstanceConfig(
+        tokens_max=options.max_num_batched_tokens,
+        sequences_max=options.max_num_seqs,
+        stream_interval=options.stream_interval,
+        lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers))),
     )
 
 

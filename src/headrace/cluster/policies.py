@@ -13,6 +13,8 @@ from headrace.types.views import ClusterView, Decline, Move, Placement, Placemen
 class PlacementPolicy(Protocol):
     reads_reports: bool
     """It looks at columns that instances report; else nobody need report on its account."""
+    reads_prefixes: bool
+    """It looks at what the pools' prefix indexes hold; else they need not tell."""
 
     def place(self, request: PlacementRequest, view: ClusterView) -> Placement | Wait | Decline:
         """Prefill here, decode there (None: decided by `bind`), or not now, or not at all. Prefill and decode may be one instance."""

@@ -67,18 +67,20 @@ class Memory:
         """Is that much in hand?"""
         return all(n <= s.total for n, s in zip(blocks, self.spare, strict=True))
 
-    def grow(self, sequence: Sequence, blocks: list[int]) -> list[TableRun]:
+    def covered(self, sequence: Sequence) -> int:
+        """Tokens for which the tables have blocks."""
+        tables = sequence.tables
+        blocks = len(tables[0]) if len(tables) == 1 else min(map(len, tables))
+        return blocks * self.spec.block_size
+
+    def grow(self, sequence: Sequence, blocks: list[int]) -> None:
         """Append blocks in hand to the sequence's tables."""
         assert self.covers(blocks)
-        grown: list[TableRun] = []
-        for group, count in enumerate(blocks):
-            table = sequence.tables[group]
-            near = table[-1] + 1 if table else -1
-            at = len(table)
-            for first, size in self.spare[group].take(count, near):
-                table.extend(range(first, first + size))
-            grown += table_runs(group, at, table[at:])
-        return grown
+        for table, spare, count in zip(sequence.tables, self.spare, blocks, strict=True):
+            if count:
+                near = table[-1] + 1 if table else -1
+                for first, size in spare.take(count, near):
+                    table.extend(range(first, first + size))
 
     def adopt(self, sequence: Sequence, table: tuple[TableRun, ...], covered: list[int]) -> None:
         """Put runs that the pool named into the sequence's tables, in order. They cover so many leading blocks per group, of which those
@@ -156,16 +158,15 @@ class Memory:
         room: list[int] = []
         for spare, free, need in zip(self.spare, self.pool_free, self.need, strict=True):
             # What is above the high water is given back at once.
-            kept = min(spare.total, max(need, self._keep_max))
+            kept = min(spare.total, self._kept(need))
             room.append(kept - (low if free else 0))
         return min(room)
 
     # The lease
 
-    @property
-    def _keep_max(self) -> int:
-        """High water: what is above it, and not needed, goes back."""
-        return 0 if self.pressed else 4 * self._lease_blocks
+    def _kept(self, need: int) -> int:
+        """High water: what is above it goes back. Never what was asked for ahead: running sequences take of it before `need` is met."""
+        return need if self.pressed else max(need + self._lease_blocks, 4 * self._lease_blocks)
 
     def leased(self, message: Leased) -> None:
         for run in message.runs:
@@ -181,6 +182,15 @@ class Memory:
         """
         if self.short:
             self._asked = None
+
+    def messages(self) -> tuple[Return | Lease, ...]:
+        """What to say to the pool now."""
+        if not self.short and len(self.spare) == 1:
+            spare, need = self.spare[0].total, self.need[0]
+            low = not self.pressed and self._asked is None and self.pool_free[0] > 0
+            if need <= spare <= self._kept(need) and not (low and spare < self._lease_blocks // 2):
+                return ()
+        return tuple(m for m in (self.surplus(), self.request()) if m is not None)
 
     def request(self) -> Lease | None:
         """What to ask of the pool now; None if enough is in hand or the same was asked already."""
@@ -204,7 +214,7 @@ class Memory:
         """What to give back now, keeping what work waits for."""
         runs: list[BlockRun] = []
         for group, segments in enumerate(self.spare):
-            excess = segments.total - max(self.need[group], self._keep_max)
+            excess = segments.total - self._kept(self.need[group])
             if excess > 0:
                 runs += [BlockRun(self.pool, group, first, count) for first, count in segments.take(excess)]
         return Return(tuple(runs)) if runs else None

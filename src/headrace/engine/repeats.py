@@ -30,6 +30,8 @@ class Issued:
     """Repetitions in flight, as far as they are fixed."""
     open: bool = False
     """More may follow."""
+    slack: int = 0
+    """Repetitions for which the rows' tables have room, beyond those that are fixed."""
 
     @property
     def last_step(self) -> int:
@@ -45,12 +47,14 @@ def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard:
     size = memory.spec.block_size
     bound = min(horizon, *(row.emit_limit - row.emitted - row.pending + 1 for row in rows))
     if overheard:
-        bound = min(bound, *(size - (row.scheduled - 1) % size for row in rows))
+        # A block is filled at its edge; a window leaves one when the token that follows needs it no more.
+        edges = [0, *(g.window - 1 for g in memory.spec.groups if g.window)]
+        bound = min(bound, *((edge - row.scheduled) % size + 1 for edge in edges for row in rows))
     # What waits for memory is asked for anew whenever some is used.
     room = 0 if any(memory.need) else memory.headroom()
     if bound <= 1 or room < 0:
         return 1
-    free = [len(row.tables[0]) * size - row.scheduled for row in rows]
+    free = [memory.covered(row) - row.scheduled for row in rows]
     if _blocks(free, bound, size) <= room:
         return bound
     low, high = 1, bound
@@ -63,6 +67,11 @@ def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard:
     return low
 
 
+def slack(rows: list[Sequence], memory: Memory) -> int:
+    """Further tokens of every row for which no table need grow."""
+    return min(memory.covered(row) - row.scheduled for row in rows)
+
+
 def _blocks(free: list[int], repeats: int, size: int) -> int:
     """Blocks that rows with so many `free` token slots in their tables lack after that many runs, the first included in `free`."""
     return sum(-((f - repeats + 1) // size) for f in free if f < repeats - 1)
@@ -73,11 +82,15 @@ def settle_repeats(issued: Issued, result: StepResult, memory: Memory) -> int:
     more = result.repeats + result.left - issued.left
     assert more == 0 or issued.open, "only an open plan runs more often than was said"
     if more:
-        _grow(issued.rows, more, memory)
+        issued.slack -= more
+        if issued.slack < 0:
+            _grow(issued.rows, more, memory)
         for row in issued.rows:
             row.scheduled += more
             row.pending += more
             row.last_step += more
+        if issued.slack < 0:
+            issued.slack = slack(issued.rows, memory)
     issued.repeats += result.repeats
     issued.left = result.left
     issued.open = False
@@ -90,9 +103,8 @@ def _grow(rows: list[Sequence], repeats: int, memory: Memory) -> None:
     edges = [
         (at, order)
         for order, row in enumerate(rows)
-        for at in range(len(row.tables[0]) * size - row.scheduled, repeats, size)
+        for at in range(memory.covered(row) - row.scheduled, repeats, size)
     ]
     edges.sort()
-    one = [1] * len(memory.spare)
-    for _, order in edges:
-        memory.grow(rows[order], one)
+    for at, order in edges:
+        memory.grow(rows[order], memory.missing(rows[order], rows[order].scheduled + at + 1))

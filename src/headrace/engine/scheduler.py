@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headrace.engine.memory import Memory
-from headrace.engine.policies import FINISHED_MAX, AdmissionView, EnginePolicies, StepView
-from headrace.engine.repeats import Issued, repeat_max, settle_repeats
+from headrace.engine.policies import FINISHED_MAX, FOREVER, AdmissionView, EnginePolicies, StepView
+from headrace.engine.repeats import Issued, repeat_max, settle_repeats, slack
 from headrace.engine.sequence import Sequence, Status
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
@@ -73,6 +73,8 @@ class Scheduler:
         self.once: list[StepId] = []
         """Plans that were open and are to run once, not said yet."""
         self._retired_now = False
+        self._sorted = False
+        """Queue and running set are in order, and ranks do not change by themselves."""
         self._ends: list[SequenceKey] = []
         self._growth: list[Growth] = []
 
@@ -102,13 +104,20 @@ class Scheduler:
     # Entry and exit
 
     def enqueue(self, sequence: Sequence) -> None:
-        self.changed = True
+        """To the queue. What has no block that could be cached need not be looked up."""
+        self.changed, self._sorted = True, False
         sequence.status = Status.WAITING
+        if not sequence.hashes and sequence.role is not Role.DECODE:
+            sequence.status = Status.MATCHED
+            sequence.recomputed, sequence.lost = sequence.recomputed + sequence.lost, 0
+            if sequence.role is Role.DECODE:
+                # The source has trimmed, too, what windows have passed. Nothing is published yet, so the pool need not know.
+                self.memory.trim(sequence, sequence.total)
         self.waiting.append(sequence)
 
     def join(self, sequence: Sequence) -> None:
         """A sequence whose blocks are here (admitted, received, or held until now) runs from now on."""
-        self.changed = True
+        self.changed, self._sorted = True, False
         if sequence.status is Status.RECEIVING:
             self.receiving.remove(sequence)
         sequence.status = Status.RUNNING
@@ -140,6 +149,8 @@ class Scheduler:
 
     def drained(self, busy: Callable[[SequenceKey], bool]) -> list[Sequence]:
         """Stopped sequences that no plan in flight names and that are not `busy` (being sent): the caller frees their blocks now."""
+        if not self.stopping:
+            return []
         done = [s for s in self.stopping if s.last_step <= self.retired and not busy(s.key)]
         for sequence in done:
             self.stopping.remove(sequence)
@@ -203,9 +214,10 @@ class Scheduler:
             self.memory.since_ns = next(s.arrival_ns for s in self.running if s.key in lacking)
         else:
             self.memory.need = [0] * len(self.memory.spare)
-            if not self.memory.pressed:
+            if self.waiting and not self.memory.pressed:
                 self._admit(now_ns)
         view = self._view(now_ns, lacking)
+        self._sorted = self.policies.ordering.horizon(view) >= FOREVER
         work = self.policies.batching.plan(view)
         return self._issue(work, view, lacking=bool(lacking)) if work else None
 
@@ -214,16 +226,22 @@ class Scheduler:
         self._retired_now = False
 
     def _sort(self, now_ns: int) -> None:
+        if self._sorted:
+            return
         rank = self.policies.ordering.rank
         self.waiting.sort(key=lambda s: rank(s, now_ns))
         self.running.sort(key=lambda s: rank(s, now_ns))
 
     def _view(self, now_ns: int, lacking: dict[SequenceKey, list[int]]) -> StepView:
-        ready = [s for s in self.running if s.remaining > 0 and s.key not in lacking]
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.remaining > 0 and not (lacking and sequence.key in lacking):
+                (prefills if sequence.prefilling else decodes).append(sequence)
         return StepView(
             now_ns=now_ns,
-            decodes=[s for s in ready if not s.prefilling],
-            prefills=[s for s in ready if s.prefilling],
+            decodes=decodes,
+            prefills=prefills,
             waiting=self.waiting,
             tokens_max=self._tokens_max,
             sequences_max=self._sequences_max,
@@ -238,16 +256,19 @@ class Scheduler:
         """
         lacking: dict[SequenceKey, list[int]] = {}
         needy: Sequence | None = None
+        memory, tokens_max = self.memory, self._tokens_max
         for sequence in self.running:
-            missing = self.memory.missing(
-                sequence, sequence.scheduled + min(sequence.remaining, self._tokens_max)
-            )
-            if not any(missing):
+            tokens = sequence.scheduled + min(sequence.remaining, tokens_max)
+            if tokens <= memory.covered(sequence):
                 continue
-            if needy is None and self.memory.covers(missing):
-                grown = self.memory.grow(sequence, missing)
+            missing = memory.missing(sequence, tokens)
+            if needy is None and memory.covers(missing):
+                before = [len(table) for table in sequence.tables]
+                memory.grow(sequence, missing)
                 if sequence.started and self._repeats_max == 1:
-                    self._growth.append(Growth(sequence.key, tuple(grown)))
+                    tables = enumerate(zip(sequence.tables, before, strict=True))
+                    runs = [run for group, (table, at) in tables for run in table_runs(group, at, table[at:])]
+                    self._growth.append(Growth(sequence.key, tuple(runs)))
                 continue
             needy = needy or sequence
             lacking[sequence.key] = missing
@@ -311,7 +332,7 @@ class Scheduler:
 
     def _look_ahead(self) -> None:
         """Ask for the prefixes of what comes next, even while no plan can be made, but lock nothing that somebody is short of."""
-        if self.memory.pressed or self.memory.short:
+        if not self.waiting or self.memory.pressed or self.memory.short:
             return
         room = self._sequences_max - len(self.running) - len(self.receiving)
         for sequence in self.waiting[: max(0, min(room, MATCHES_AHEAD))]:
@@ -356,7 +377,8 @@ class Scheduler:
         )
         self._ends.clear()
         self._growth.clear()
-        self.inflight.append(Issued(plan, rows, open=plan.repeat_max > 1))
+        opened = plan.repeat_max > 1
+        self.inflight.append(Issued(plan, rows, open=opened, slack=slack(rows, self.memory) if opened else 0))
         self.changed = False
         return plan
 

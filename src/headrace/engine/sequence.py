@@ -71,6 +71,8 @@ class Sequence:
     """Emitted tokens that the router was told of,"""
     told_hashes: int = 0
     """and leading block hashes that it knows."""
+    paused: bool = False
+    """It leaves the batch: no further plan names it."""
     begun: bool = False
     """`Begun` was told."""
     lost: int = 0
@@ -85,7 +87,7 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens that can be scheduled now; 0 while its last token is on the way or its limit is reached."""
-        if self.emitted + self.pending >= self.emit_limit:
+        if self.paused or self.emitted + self.pending >= self.emit_limit:
             return 0
         return self.total + self.pending - self.scheduled
 

@@ -42,6 +42,28 @@ class BlockPool:
         self.handles: dict[Holding, list[Locks]] = {}
         self.quarantine: dict[Address, list[Segments]] = {}
 
+    def tell_changes(self) -> None:
+        """From now on `changes` says what enters and leaves the index."""
+        self._listened.changes = {}
+
+    def changes(self) -> tuple[tuple[BlockHash, ...], tuple[BlockHash, ...]]:
+        """What has entered the index, and what has left it, since this was asked last.
+
+        Of the first full group: of a window group only the last blocks of a prefix are kept, so it says little of what can be served.
+        """
+        changes = self._listened.changes
+        if not changes:
+            return (), ()
+        entered = tuple(name for name, is_in in changes.items() if is_in)
+        left = tuple(name for name, is_in in changes.items() if not is_in)
+        changes.clear()
+        return entered, left
+
+    @property
+    def _listened(self) -> PrefixTree:
+        kinds = [g.kind for g in self.spec.groups]
+        return self.trees[kinds.index(GroupKind.FULL) if GroupKind.FULL in kinds else 0]
+
     def available(self) -> tuple[int, ...]:
         """Blocks that are free or evictable, per group."""
         return tuple(f.total + t.evictable for f, t in zip(self.free, self.trees, strict=True))

@@ -59,14 +59,11 @@ class Segments:
         assert 0 <= count <= self.total
         taken: list[tuple[int, int]] = []
         if count and near in self._counts:
-            taken.append((near, min(count, self._counts[near])))
-            self.remove(*taken[0])
+            taken.append(self._cut(near, count))
             count -= taken[0][1]
         while count:
             at = min(bisect_left(self._sizes, (count, -1)), len(self._sizes) - 1)
-            size, first = self._sizes[at]
-            run = (first, min(size, count))
-            self.remove(*run)
+            run = self._cut(self._sizes[at][1], count)
             taken.append(run)
             count -= run[1]
         return taken
@@ -79,6 +76,21 @@ class Segments:
         self._sizes.clear()
         self.total = 0
         return runs
+
+    def _cut(self, start: int, count: int) -> tuple[int, int]:
+        """Take up to `count` blocks off the beginning of a segment: the run."""
+        size = self._counts.pop(start)
+        count = min(size, count)
+        at = bisect_left(self._starts, start)
+        del self._sizes[bisect_left(self._sizes, (size, start))]
+        self.total -= count
+        if size > count:
+            self._starts[at] = start + count
+            self._counts[start + count] = size - count
+            insort(self._sizes, (size - count, start + count))
+        else:
+            del self._starts[at]
+        return start, count
 
     def _drop(self, start: int) -> int:
         count = self._counts.pop(start)

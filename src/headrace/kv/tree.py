@@ -52,6 +52,8 @@ class PrefixTree:
         self._entries: dict[BlockHash, Entry] = {}
         self._idle: list[tuple[tuple[Any, ...], int, Entry]] = []
         self._serial = 0
+        self.changes: dict[BlockHash, bool] | None = None
+        """If somebody wants to know: what entered (True) or left since it was emptied last; None: nobody does."""
         self.evictable = 0
         """Entries without a lock. With `rooted` all of them can go, leaves first: whoever locks a block locks its whole prefix."""
 
@@ -74,6 +76,8 @@ class PrefixTree:
                 self._entries[entry.parent].children += 1
             self._entries[entry.hash] = entry
             entry.indexed = True
+            if self.changes is not None:
+                self.changes[entry.hash] = True
             return None
         if present.refs:
             entry.original = present
@@ -129,6 +133,8 @@ class PrefixTree:
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.hash]
+        if self.changes is not None:
+            self.changes[entry.hash] = False
         entry.indexed = False
         self.evictable -= 1
         if self._rooted and entry.parent is not None:

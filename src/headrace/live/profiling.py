@@ -90,7 +90,7 @@ class Rig:
 
     async def _first_of(self, wanted: asyncio.Future[T]) -> T:
         await asyncio.wait((wanted, self._failed), return_when=asyncio.FIRST_COMPLETED)
-        if not wanted.done():
+        if self._failed.done():
             wanted.cancel()
             self._failed.result()
         return wanted.result()

@@ -15,6 +15,7 @@ from headrace.engine.policies import EnginePolicies
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.limits import InstanceConfig
+from headrace.nodes.migrating import Migrating
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.sending import Sending
 from headrace.nodes.standstill import Standstill
@@ -50,6 +51,8 @@ from headrace.types.messages import (
     Leased,
     Match,
     Matched,
+    Migrate,
+    More,
     Prefilled,
     Recall,
     Refused,
@@ -58,6 +61,7 @@ from headrace.types.messages import (
     Resume,
     Role,
     Start,
+    Stay,
     Tail,
     TokenRun,
     Tokens,
@@ -95,6 +99,16 @@ class Instance:
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
         self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
+        self.migrating = Migrating(
+            router,
+            config,
+            self.scheduler,
+            self.sending,
+            self.receiving,
+            self._send,
+            self._flush,
+            self._leave,
+        )
         self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self._router = router
         self._info = info
@@ -103,6 +117,7 @@ class Instance:
         self._peers: dict[Address, InstanceInfo] = {}
         self._lost: dict[str, int] = {}
         """Name -> its highest epoch that has ended."""
+        self._windows = any(g.window for g in spec.groups)
         self._deadlines: dict[SequenceKey, int] = {}
         """Of sequences that wait for somebody else: held, receiving, fencing."""
         self._draining = False
@@ -122,7 +137,11 @@ class Instance:
                 self.standstill.moved()
                 self._complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
-                self._written(*self.sending.written(write, ok), now_ns)
+                key, failed = self.sending.written(write, ok)
+                if not self.migrating.is_about(key):
+                    self._written(key, failed, now_ns)
+                elif failed:
+                    self.migrating.failed()
             case PeerUp(peer, info):
                 self._peers[peer] = info
                 self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
@@ -132,8 +151,10 @@ class Instance:
                 raise TypeError(f"an instance has no use for {event!r}")
 
     def settle(self, now_ns: int) -> list[Command]:
-        self._expire(now_ns)
+        if self._deadlines:
+            self._expire(now_ns)
         self._reap()
+        self.migrating.settle()
         self._plan(now_ns)
         stuck = self.standstill.victim(self.sequences.values(), now_ns)
         if stuck is not None:
@@ -145,8 +166,7 @@ class Instance:
         self._tell_pool()
         self.sending.tell_quiet()
         self.scheduler.settled()
-        timers = [*self._deadlines.values(), self.standstill.due_ns]
-        wake_ns = min((at_ns for at_ns in timers if at_ns), default=0)
+        wake_ns = self._next_wake_ns()
         if wake_ns and wake_ns != self._wake_ns:
             self._out.append(WakeAt(wake_ns))
         self._wake_ns = wake_ns
@@ -154,6 +174,14 @@ class Instance:
         self._out.clear()
         self._closes.clear()
         return out
+
+    def _next_wake_ns(self) -> int:
+        """The next timer; 0: none."""
+        due_ns = self.standstill.due_ns
+        if not self._deadlines:
+            return due_ns
+        first_ns = min(self._deadlines.values())
+        return min(first_ns, due_ns) if due_ns else first_ns
 
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
@@ -183,6 +211,15 @@ class Instance:
                 self._resume(key)
             case Drain():
                 self._draining = True
+            case Migrate(target):
+                if target in self._peers:
+                    self.migrating.choose(target)
+            case Stay():
+                self.migrating.stay(message)
+            case More():
+                full = self.migrating.extend(message, self.sequences)
+                if full is not None:
+                    self._fail(full, "memory is short", now_ns, retry=True)
             case Matched():
                 self._matched(message)
             case Leased():
@@ -359,9 +396,14 @@ class Instance:
         repeats = result.repeats
         if not repeats:
             return
-        before = issued.repeats - repeats
         runs: list[TokenRun] = []
-        for work, sequence, output in zip(issued.plan.work, issued.rows, result.outputs, strict=True):
+        works = zip(issued.plan.work, issued.rows, strict=True)
+        if result.each:
+            named = {output.key for output in result.outputs}
+            self._advance([s for s in issued.rows if s.key not in named], result.each, runs)
+            works = [(work, sequence) for work, sequence in works if work.key in named]
+        before = issued.repeats - repeats
+        for (work, sequence), output in zip(works, result.outputs, strict=True):
             sequence.pending -= repeats * work.emits
             if sequence.ends or output.discarded:
                 continue
@@ -373,6 +415,21 @@ class Instance:
                 runs.append(run)
         if runs:
             self._send(self._router, Tokens(tuple(runs)))
+
+    def _advance(self, rows: list[Sequence], tokens: int, runs: list[TokenRun]) -> None:
+        """These have drawn so many tokens after their first one, none has ended, and no block's hash has become known."""
+        interval = self._config.stream_interval
+        for sequence in rows:
+            sequence.pending -= tokens
+            if sequence.ends:
+                continue
+            sequence.computed += tokens
+            sequence.emitted += tokens
+            sequence.total += tokens
+            if self._windows:
+                self._publish(sequence)
+            if sequence.emitted - sequence.told >= interval and (run := self._told(sequence)) is not None:
+                runs.append(run)
 
     def _progress(self, sequence: Sequence, computed: int, output: Output, now_ns: int) -> TokenRun | None:
         """Take in one output: KV, blocks to publish and to send, tokens, and what follows from them."""
@@ -417,6 +474,12 @@ class Instance:
         recomputed = sequence.recomputed if finish is not None else 0
         return TokenRun(sequence.key, sequence.history + told, count, finish, hashes, recomputed)
 
+    def _flush(self, sequence: Sequence) -> None:
+        """Tell the router all that was drawn and is not told yet."""
+        run = self._told(sequence, everything=True)
+        if run is not None:
+            self._send(self._router, Tokens((run,)))
+
     def _publish(self, sequence: Sequence) -> None:
         message = self.memory.publish(sequence)
         if message is not None:
@@ -427,6 +490,8 @@ class Instance:
     # The source's half of a transfer
 
     def _dispatched(self, source: Address, message: Dispatch, now_ns: int) -> None:
+        if self.migrating.dispatched(source, message):
+            return
         sequence = self.sequences.get(message.key)
         if sequence is not None and (sequence.role is not Role.PREFILL or sequence.ends):
             return
@@ -484,13 +549,19 @@ class Instance:
         cached = sequence.computed
         sequence.role = Role.WHOLE
         sequence.begun = True
-        sequence.scheduled = sequence.computed = sequence.total
         sequence.total += tail.emitted
+        sequence.scheduled = sequence.computed = sequence.total - 1
         sequence.emitted = sequence.told = tail.emitted
         sequence.hashes = list(tail.hashes)
         sequence.told_hashes = len(tail.hashes)
+        if tail.moved:
+            # Windows have passed blocks since they were reserved: what is in them never came.
+            for trim in self.memory.trim(sequence, sequence.computed):
+                self._to_pool(trim)
         self._publish(sequence)
         self.scheduler.join(sequence)
+        if tail.moved:
+            return
         joined = Joined(sequence.key, now_ns, cached, tail.blocks, tail.bytes, tail.writes)
         self._send(self._router, joined)
 
@@ -502,6 +573,7 @@ class Instance:
     def _peer_lost(self, peer: Address, info: InstanceInfo, now_ns: int) -> None:
         self._lost[peer.name] = max(peer.epoch, self._lost.get(peer.name, -1))
         self._peers.pop(peer, None)
+        self.migrating.lost(peer)
         for key in self.sending.peer_lost(peer, info):
             # Either it had all, or the router begins anew: nobody will come for what is here.
             self._drop(self.sequences[key], now_ns)
@@ -525,13 +597,13 @@ class Instance:
             limit = sequence.total - (sequence.role is not Role.DECODE)
             self._to_pool(Match(sequence.key, tuple(sequence.hashes), limit))
         for sequence in wishes.receive:
-            self.receiving.expect(sequence, shared=False)
+            if sequence.status is Status.RECEIVING:  # else it was given up in this very instant
+                self.receiving.expect(sequence, shared=False)
         wishes.unlock.clear()
         wishes.match.clear()
         wishes.receive.clear()
-        for message in (self.memory.surplus(), self.memory.request()):
-            if message is not None:
-                self._to_pool(message)
+        for message in self.memory.messages():
+            self._to_pool(message)
 
     def _to_pool(self, message: AnyMessage) -> None:
         self._send(self._info.pool_address, message)

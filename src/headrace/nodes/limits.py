@@ -26,6 +26,10 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A prefilled sequence waits so long for its KV to be fetched."""
     receive_ns: int = 300 * SECOND
     """From the dispatch until all KV is here, the source's queue included."""
+    move_blocks_last: int = 16
+    """A sequence that moves leaves the batch when no more blocks than these are left to send,"""
+    move_stages_max: int = 3
+    """or after so many stages in which it ran on."""
     fence_ns: int = 5 * SECOND
     """A source has so long to confirm that it writes no more; then its end is asked for."""
     stuck_ns: int = SECOND

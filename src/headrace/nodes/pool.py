@@ -23,6 +23,7 @@ from headrace.types.messages import (
     Adopted,
     AnyMessage,
     Handover,
+    Indexed,
     Lease,
     Leased,
     Match,
@@ -51,13 +52,28 @@ class Ask:
 
 
 class PoolCore:
-    """See the module. Only incarnations announced by `PeerUp` for this pool are holders; others' messages are dropped."""
+    """See the module. Only incarnations announced by `PeerUp` for this pool are holders; others' messages are dropped.
+
+    `listener` (the router) is told what enters and leaves the prefix index, once per settle in which it has changed.
+    """
 
     def __init__(
-        self, address: Address, pool: PoolId, spec: KVSpec, blocks: tuple[int, ...], eviction: Eviction
+        self,
+        address: Address,
+        pool: PoolId,
+        spec: KVSpec,
+        blocks: tuple[int, ...],
+        eviction: Eviction,
+        *,
+        listener: Address | None = None,
     ) -> None:
         self.address = address
         self.blocks = BlockPool(pool, spec, blocks, eviction)
+        self._listener = listener
+        self._told = 0
+        """Messages to the listener."""
+        if listener is not None:
+            self.blocks.tell_changes()
         self._peers: dict[Address, None] = {}
         self._queue: dict[Address, Ask] = {}
         self._pressed: dict[Address, None] = {}
@@ -86,6 +102,7 @@ class PoolCore:
     def settle(self, now_ns: int) -> list[Command]:
         self._serve()
         self._press()
+        self._tell()
         out, self._out = self._out, []
         return out
 
@@ -201,6 +218,15 @@ class PoolCore:
                 self._pressed[holder] = None
             else:
                 self._pressed.pop(holder, None)
+
+    def _tell(self) -> None:
+        """What has changed in the prefix index."""
+        if self._listener is None:
+            return
+        stored, removed = self.blocks.changes()
+        if stored or removed:
+            self._told += 1
+            self._send(self._listener, Indexed(self._told, stored, removed))
 
     def _send(self, target: Address, message: AnyMessage) -> None:
         self._out.append(Send(target, message))

@@ -9,7 +9,7 @@ from headrace.transfer.runs import expected_weight
 from headrace.transfer.target import Expectations
 from headrace.types.events import Command, Send
 from headrace.types.ids import Address, SequenceKey, Slot
-from headrace.types.kv import KVSpec
+from headrace.types.kv import KVSpec, TableRun
 from headrace.types.messages import Abandon, Adopted, Dispatch, Tail
 
 
@@ -47,7 +47,23 @@ class Receiving:
         expected = expected_weight(blocks, self._layers) + shared
         slot = self._expectations.open(sequence.key, expected)
         self._sessions[sequence.key] = Incoming(sequence, slot, shared)
-        self._out(Send(sequence.source, Dispatch(sequence.key, slot, table, shared, expected)))
+        self._out(
+            Send(sequence.source, Dispatch(sequence.key, slot, table, shared, expected, sequence.total))
+        )
+
+    def extend(self, key: SequenceKey, slot: Slot, table: tuple[TableRun, ...]) -> None:
+        """The source's sequence has grown: so many blocks more."""
+        session = self._sessions[key]
+        assert session.slot == slot and not session.shared and session.sequence.source is not None
+        weight = sum(r.count * self._layers[r.group] for r in table)
+        expected = self._expectations.extend(slot, weight)
+        dispatch = Dispatch(key, slot, table, shared=False, expected=expected, known=session.sequence.total)
+        self._out(Send(session.sequence.source, dispatch))
+
+    def takes(self, key: SequenceKey, slot: Slot) -> bool:
+        """Is this session open?"""
+        session = self._sessions.get(key)
+        return session is not None and session.slot == slot
 
     def landed(self, slot: Slot, weight: int) -> Incoming | None:
         """Count; the session, if this completed it."""
@@ -64,7 +80,7 @@ class Receiving:
         if session is None or session.slot != message.slot:
             return None
         session.tail = message
-        return self.landed(message.slot, 1)
+        return self.landed(message.slot, 1 + message.skipped)
 
     def adopted(self, message: Adopted) -> tuple[bool, Incoming | None]:
         """The pool handed blocks over: whether somebody still wants them, and the session, if this completed it."""

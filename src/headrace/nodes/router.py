@@ -12,16 +12,20 @@ An attempt is a `SequenceKey`; what comes of any other attempt is ignored. When 
 `Refused` or `Failed(retry)`, all of the attempt is cancelled and the choice is QUEUED again, with what was already delivered as history.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Mapping
 from heapq import heappop, heappush
 
 from msgspec.structs import replace
 
-from headrace.cluster.policies import PlacementPolicy
+from headrace.cluster.policies import PlacementPolicy, RebalancePolicy, RolesPolicy
+from headrace.cluster.prefixes import Prefixes
+from headrace.nodes.choices import Choice, Stage
+from headrace.nodes.control import Control
 from headrace.nodes.fleet import Fleet
 from headrace.nodes.limits import RouterConfig
+from headrace.nodes.moves import Moves
+from headrace.nodes.queue import Queue
+from headrace.types.costs import Costs
 from headrace.types.events import (
     Command,
     Deliver,
@@ -37,20 +41,23 @@ from headrace.types.events import (
     WakeAt,
     Withdrawn,
 )
-from headrace.types.ids import Address, BlockHash, RequestId, SequenceKey
+from headrace.types.ids import Address, RequestId, SequenceKey
 from headrace.types.messages import (
     AnyMessage,
     Begun,
     Cancel,
     Drain,
     Failed,
+    Indexed,
     Joined,
+    Moved,
+    Offer,
     Prefilled,
     Refused,
     Report,
     Resume,
     Role,
-    Start,
+    Stayed,
     TokenRun,
     Tokens,
     Unfenced,
@@ -59,73 +66,32 @@ from headrace.types.request import NEVER_NS, Request, Timeline
 from headrace.types.views import Decline, Placement, PlacementRequest, Wait
 
 
-class Stage(Enum):
-    BEHIND = "behind"
-    QUEUED = "queued"
-    PREFILL = "prefill"
-    BINDING = "binding"
-    TRANSFER = "transfer"
-    DECODE = "decode"
-    DONE = "done"
-
-
-@dataclass(slots=True, eq=False)
-class Choice:
-    """One of a request's `n` continuations."""
-
-    request: Request
-    index: int
-    stage: Stage
-    timeline: Timeline
-    hashes: list[BlockHash]
-    """Chain over the full blocks of the prompt and of what was delivered."""
-    attempt: int = 0
-    next: int = 0
-    """Tokens delivered: the index of the next one."""
-    history: int = 0
-    """`next` when this attempt began."""
-    ahead: dict[int, TokenRun] = field(default_factory=dict[int, TokenRun])
-    """Runs that came before one that goes first (they come from two instances), by their first index."""
-    prefill: Address | None = None
-    decode: Address | None = None
-    joined: bool = False
-    failures: int = 0
-    deaths: int = 0
-    """Instances that ended while they ran it."""
-    not_before_ns: int = 0
-    assigned: dict[Address, int] = field(default_factory=dict[Address, int])
-    """Tokens that this attempt counts for in the fleet's columns."""
-
-    @property
-    def key(self) -> SequenceKey:
-        return SequenceKey(self.request.id, self.index, self.attempt)
-
-    @property
-    def total(self) -> int:
-        return self.request.prompt + self.next
-
-    def needs(self, peer: Address) -> bool:
-        """Does this attempt need that instance? The prefill one until all of its work, the first token included, is here."""
-        if self.stage not in (Stage.PREFILL, Stage.BINDING, Stage.TRANSFER, Stage.DECODE):
-            return False
-        return peer == self.decode or (
-            peer == self.prefill and (not self.joined or self.next == self.history)
-        )
-
-
 class Router:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, address: Address, placement: PlacementPolicy, config: RouterConfig) -> None:
+    `roles` and `rebalance` are asked every period of theirs. `costs`: what steps and transfers cost, by an instance's name, for policies.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        placement: PlacementPolicy,
+        config: RouterConfig,
+        *,
+        roles: RolesPolicy | None = None,
+        rebalance: RebalancePolicy | None = None,
+        costs: Mapping[str, Costs] | None = None,
+    ) -> None:
         self.address = address
         self.choices: dict[RequestId, list[Choice]] = {}
         self.counters: dict[str, int] = {}
         """Counts since the start, by the names of `types.service.ServiceStatus.counters`."""
+        self.fleet = Fleet(costs, Prefixes() if placement.reads_prefixes else None)
         self._placement = placement
         self._config = config
-        self.fleet = Fleet()
-        self._queue: deque[Choice] = deque()
-        """Choices that wait for the placement policy: QUEUED or BINDING."""
+        self._control = Control(self.fleet, roles, rebalance, self._send, self._count)
+        self._moving = Moves(self.fleet, self._send, self._count)
+        self._queue = Queue()
         self._unfinished = 0
         self._serial = 0
         self._deadlines: list[tuple[int, RequestId]] = []
@@ -140,6 +106,8 @@ class Router:
             case Received(source, message):
                 if source in self.fleet:
                     self._message(source, message, now_ns)
+                elif isinstance(message, Indexed) and self.fleet.has_pool(source):
+                    self.fleet.indexed(source, message)
             case Submitted(request):
                 self._submit(request)
             case Withdrawn(request, index):
@@ -155,8 +123,9 @@ class Router:
 
     def settle(self, now_ns: int) -> list[Command]:
         self._expire(now_ns)
-        self._place_all(now_ns)
-        self._wake(now_ns)
+        self._control.settle(now_ns, busy=bool(self.choices))
+        self._queue.serve(self.fleet.version, now_ns, self._ask)
+        self._wake()
         out, self._out = self._out, []
         return out
 
@@ -191,7 +160,7 @@ class Router:
         ]
         self.choices[request.id] = group
         self._unfinished += len(group)
-        self._queue.append(group[0])
+        self._queue.put(group[0])
         if request.deadline_ns < NEVER_NS:
             heappush(self._deadlines, (request.deadline_ns, request.id))
 
@@ -200,7 +169,8 @@ class Router:
             if choice.stage is not Stage.DONE and index in (None, choice.index):
                 self._count("choices_withdrawn")
                 self._cancel(choice)
-                self._done(choice)
+                # A stop string ends one choice; a client that leaves ends all, and nothing is finished by that.
+                self._done(choice, finished=index is not None)
 
     def _reject(self, request: RequestId, reason: str, *, overloaded: bool) -> None:
         """End a request with an error, whatever its choices are at."""
@@ -208,9 +178,9 @@ class Router:
         self._out.append(Reject(request, reason, overloaded))
         for choice in list(self.choices.get(request, ())):
             self._cancel(choice)
-            self._done(choice)
+            self._done(choice, finished=False)
 
-    def _done(self, choice: Choice) -> None:
+    def _done(self, choice: Choice, *, finished: bool = True) -> None:
         if choice.stage is Stage.DONE:
             return
         self._unassign(choice)
@@ -219,6 +189,7 @@ class Router:
         group = self.choices[choice.request.id]
         if all(c.stage is Stage.DONE for c in group):
             del self.choices[choice.request.id]
+            self._count("requests_finished", finished)
         elif choice.index == 0:
             self._release_followers(group)
 
@@ -226,7 +197,7 @@ class Router:
         for choice in group:
             if choice.stage is Stage.BEHIND:
                 choice.stage = Stage.QUEUED
-                self._queue.append(choice)
+                self._queue.put(choice)
 
     def _expire(self, now_ns: int) -> None:
         while self._deadlines and self._deadlines[0][0] <= now_ns:
@@ -236,16 +207,9 @@ class Router:
 
     # Placement
 
-    def _place_all(self, now_ns: int) -> None:
-        for _ in range(len(self._queue)):
-            choice = self._queue.popleft()
-            waits = False
-            if choice.stage is Stage.QUEUED:
-                waits = choice.not_before_ns > now_ns or self._place(choice, now_ns)
-            elif choice.stage is Stage.BINDING:
-                waits = self._bind(choice, now_ns)
-            if waits:
-                self._queue.append(choice)
+    def _ask(self, choice: Choice, now_ns: int) -> bool:
+        """True if it has to wait."""
+        return self._place(choice, now_ns) if choice.stage is Stage.QUEUED else self._bind(choice, now_ns)
 
     def _place(self, choice: Choice, now_ns: int) -> bool:
         """Ask for a placement and start the attempt. True if it has to wait."""
@@ -262,10 +226,15 @@ class Router:
         choice.stage = Stage.DECODE if choice.joined else Stage.PREFILL
         placed_ns = choice.timeline.placed_ns or now_ns
         choice.timeline = replace(choice.timeline, placed_ns=placed_ns, attempts=choice.attempt + 1)
-        self._start(choice, placed.prefill, Role.WHOLE if choice.joined else Role.PREFILL)
+        role = Role.WHOLE if choice.joined else Role.PREFILL
+        self._start(choice, placed.prefill, role, fetch=self._other(placed.fetch, placed.prefill))
         if choice.decode is not None and not choice.joined:
-            self._start(choice, choice.decode, Role.DECODE)
+            self._start(choice, choice.decode, Role.DECODE, source=choice.prefill)
         return False
+
+    def _other(self, fetch: Address | None, prefill: Address) -> Address | None:
+        """Who is asked for a prefix, if he is there."""
+        return fetch if fetch is not None and fetch != prefill and fetch in self.fleet else None
 
     def _whole_or(self, choice: Choice, placed: Placement) -> Address | None:
         """Handovers that keep failing are not tried for ever."""
@@ -283,30 +252,31 @@ class Router:
             self._send(decode, Resume(choice.key))
         else:
             choice.stage = Stage.TRANSFER
-            self._start(choice, decode, Role.DECODE)
+            self._start(choice, decode, Role.DECODE, source=choice.prefill)
         return False
 
     def _question(self, choice: Choice) -> PlacementRequest:
         self._serial += 1
         return PlacementRequest(choice.request, choice.total, choice.attempt, self._serial - 1)
 
-    def _start(self, choice: Choice, target: Address, role: Role) -> None:
-        request = choice.request
+    def _start(
+        self,
+        choice: Choice,
+        target: Address,
+        role: Role,
+        *,
+        source: Address | None = None,
+        history: int | None = None,
+        fetch: Address | None = None,
+    ) -> None:
+        """Start the attempt on an instance, with so many tokens as history."""
         choice.assigned[target] = choice.total
-        self.fleet.assign(target, 1, choice.total)
-        start = Start(
-            key=choice.key,
-            role=role,
-            total=request.prompt + choice.history,
-            history=choice.history,
-            emits_max=request.tokens_max - choice.history,
-            hashes=tuple(choice.hashes),
-            arrival_ns=request.arrival_ns,
-            deadline_ns=request.deadline_ns,
-            priority=request.priority,
-            source=choice.prefill if role is Role.DECODE else None,
-        )
-        self._send(target, start)
+        choice.seen[target] = None
+        if source is None:
+            choice.unprefilled = choice.total
+        self.fleet.assign(target, 1, choice.total, choice.total if source is None else 0)
+        history = choice.history if history is None else history
+        self._send(target, choice.start(role, history, source, fetch))
 
     # What instances say
 
@@ -320,10 +290,19 @@ class Router:
             case Unfenced(peer):
                 if peer in self.fleet:
                     self._out.append(Kill(peer))
-            case Begun(key) | Prefilled(key) | Joined(key) | Refused(key) | Failed(key):
+            case Begun(key) | Prefilled(key) | Joined(key):
                 choice = self._current(key)
                 if choice is not None:
-                    self._about(choice, source, message, now_ns)
+                    self._goes_on(choice, message)
+            case Refused(key) | Failed(key):
+                choice = self._current(key)
+                # Who has no part in it any more cannot end it.
+                if choice is not None and source in choice.assigned:
+                    self._gives_up(choice, source, message, now_ns)
+            case Offer(key) | Stayed(key) | Moved(key):
+                choice = self._current(key)
+                if choice is not None:
+                    self._moves(choice, source, message)
             case _:
                 raise TypeError(f"a router has no use for {message!r}")
 
@@ -336,62 +315,64 @@ class Router:
         waits = choice.stage in (Stage.BEHIND, Stage.QUEUED, Stage.DONE)
         return choice if choice.attempt == key.attempt and not waits else None
 
-    def _about(
-        self,
-        choice: Choice,
-        source: Address,
-        message: Begun | Prefilled | Joined | Refused | Failed,
-        now_ns: int,
-    ) -> None:
+    def _goes_on(self, choice: Choice, message: Begun | Prefilled | Joined) -> None:
         match message:
-            case Begun(_, at_ns, cached):
-                again = choice.request.prompt + choice.history - cached if choice.attempt else 0
-                choice.timeline = replace(
-                    choice.timeline,
-                    prefill_ns=at_ns,
-                    cached=cached,
-                    recomputed=choice.timeline.recomputed + again,
-                )
+            case Begun(_, _, cached):
+                choice.note(message)
+                self._prefilled(choice, cached)
                 self._count("tokens_prompt_hit", cached)
                 self._count("tokens_prompt_computed", choice.request.prompt + choice.history - cached)
-            case Prefilled(_, at_ns):
-                choice.timeline = replace(choice.timeline, prefilled_ns=at_ns)
+            case Prefilled():
+                choice.note(message)
+                self._prefilled(choice, choice.unprefilled)
                 if choice.stage is Stage.PREFILL:
                     choice.stage = Stage.TRANSFER if choice.decode is not None else Stage.BINDING
                     if choice.stage is Stage.BINDING:
-                        self._queue.append(choice)
+                        self._queue.put(choice)
             case Joined():
                 self._joined(choice, message)
-            case Refused(_, reason):
-                if reason == "draining":
-                    self.fleet.drain(source)
-                self._again(choice)
-                choice.not_before_ns = now_ns + self._config.refused_ns
-            case Failed(_, reason, retry):
-                choice.failures += 1
-                if retry and choice.failures < self._config.attempts_max:
+
+    def _gives_up(self, choice: Choice, source: Address, message: Refused | Failed, now_ns: int) -> None:
+        """An instance that has part in the attempt."""
+        if isinstance(message, Refused) and message.reason == "draining":
+            self.fleet.drain(source)
+        if source == choice.moving:
+            self._moving.refused(choice, source)
+            return
+        if isinstance(message, Failed):
+            choice.failures += 1
+            if not message.retry or choice.failures >= self._config.attempts_max:
+                self._reject(choice.request.id, message.reason, overloaded=False)
+                return
+        # An instance may know of a death that we have not heard of: asking at once would ask the dead again.
+        self._again(choice, now_ns + self._config.refused_ns)
+
+    def _moves(self, choice: Choice, source: Address, message: Offer | Stayed | Moved) -> None:
+        """What the owner says of a live migration."""
+        match message:
+            case Offer(_, target):
+                if self._moving.begins(choice, source, message):
+                    # What the owner draws meanwhile comes with the tail, one token at least.
+                    self._start(choice, target, Role.DECODE, source=source, history=choice.next - 1)
+            case Stayed(_, target):
+                self._moving.ends(choice, target)
+            case Moved(_, target):
+                self._count("transfer_bytes", message.bytes)
+                self._count("transfer_writes", message.writes)
+                choice.note(message)
+                if not self._moving.moved(choice, target):
                     self._again(choice)
-                    # An instance may know of a death that we have not heard of: asking at once would ask the dead again.
-                    choice.not_before_ns = now_ns + self._config.refused_ns
-                else:
-                    self._reject(choice.request.id, reason, overloaded=False)
 
     def _joined(self, choice: Choice, message: Joined) -> None:
         choice.joined = True
         choice.stage = Stage.DECODE
-        choice.timeline = replace(
-            choice.timeline,
-            joined_ns=message.at_ns,
-            cached_decode=message.cached,
-            blocks_moved=message.blocks,
-            bytes_moved=message.bytes,
-            writes=message.writes,
-        )
+        choice.note(message)
         self._count("transfer_bytes", message.bytes)
         self._count("transfer_writes", message.writes)
         if message.bytes:
             self._count("tokens_transferred", choice.request.prompt + choice.history - message.cached)
         if choice.prefill in choice.assigned:
+            self._prefilled(choice, choice.unprefilled)
             self.fleet.assign(choice.prefill, -1, -choice.assigned.pop(choice.prefill))
 
     def _tokens(self, run: TokenRun, now_ns: int) -> None:
@@ -414,7 +395,8 @@ class Router:
         request = choice.request.id
         self._out.append(Deliver(request, choice.index, run.key, first, run.count, run.finish, timeline))
         if run.finish is not None:
-            self._count("requests_finished", choice.index == 0)
+            if choice.moving is not None:
+                self._moving.ends(choice, choice.moving)
             if not choice.joined:
                 # It ended with the first token: nobody needs to decode it.
                 self._cancel(choice, but=choice.prefill)
@@ -424,36 +406,45 @@ class Router:
 
     # Attempts
 
-    def _again(self, choice: Choice) -> None:
+    def _again(self, choice: Choice, not_before_ns: int = 0) -> None:
         """Give this attempt up and queue the choice, with what was delivered as history."""
-        if choice.stage is not Stage.BINDING:
-            self._queue.append(choice)
+        self._queue.put(choice, not_before_ns)
         self._cancel(choice)
         self._unassign(choice)
         choice.attempt += 1
         choice.stage = Stage.QUEUED
-        choice.prefill = choice.decode = None
+        choice.prefill = choice.decode = choice.moving = None
         choice.joined = False
+        choice.seen.clear()
         choice.ahead.clear()
-        choice.not_before_ns = 0
 
     def _cancel(self, choice: Choice, but: Address | None = None) -> None:
         for target in choice.assigned:
             if target != but and target in self.fleet:
                 self._send(target, Cancel(choice.key))
 
+    def _prefilled(self, choice: Choice, tokens: int) -> None:
+        """So many tokens of the prompt need no prefill any more."""
+        tokens = min(tokens, choice.unprefilled)
+        choice.unprefilled -= tokens
+        if tokens and choice.prefill is not None:
+            self.fleet.assign(choice.prefill, 0, 0, -tokens)
+
     def _unassign(self, choice: Choice) -> None:
+        self._prefilled(choice, choice.unprefilled)
         for target, tokens in choice.assigned.items():
             self.fleet.assign(target, -1, -tokens)
         choice.assigned.clear()
 
     def _peer_lost(self, peer: Address) -> None:
         if peer not in self.fleet:
+            self.fleet.lost_pool(peer)
             return
         self.fleet.remove(peer)
         for group in list(self.choices.values()):
             for choice in group:
                 choice.assigned.pop(peer, None)
+                self._moving.ends(choice, peer)
                 if choice.needs(peer):
                     self._bereave(choice, peer)
 
@@ -477,13 +468,13 @@ class Router:
 
     # Saying it
 
-    def _wake(self, now_ns: int) -> None:
-        pauses = [c.not_before_ns for c in self._queue if c.not_before_ns > now_ns]
+    def _wake(self) -> None:
         while self._deadlines and self._deadlines[0][1] not in self.choices:
             heappop(self._deadlines)
+        due = [self._queue.due_ns(), self._control.due_ns()]
         if self._deadlines:
-            pauses.append(self._deadlines[0][0])
-        wake_ns = min(pauses, default=0)
+            due.append(self._deadlines[0][0])
+        wake_ns = min((at_ns for at_ns in due if at_ns), default=0)
         if wake_ns and wake_ns != self._wake_ns:
             self._out.append(WakeAt(wake_ns))
         self._wake_ns = wake_ns

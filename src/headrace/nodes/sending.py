@@ -55,6 +55,33 @@ class Sending:
         else:
             self._sessions[dispatch.key] = Outgoing(dispatch, target, self._spec)
 
+    def opened(self, key: SequenceKey, target: Address) -> Outgoing | None:
+        """The session to this target, if it is still wanted."""
+        session = self._sessions.get(key)
+        return session if session is not None and session.target == target and not session.stopped else None
+
+    def moves(self, target: Address, dispatch: Dispatch) -> Outgoing:
+        """Where the target wants a sequence that runs on here, or more of it."""
+        session = self.opened(dispatch.key, target)
+        if session is None:
+            assert dispatch.key not in self._sessions
+            session = Outgoing(dispatch, target, self._spec, moving=True)
+            self._sessions[dispatch.key] = session
+        else:
+            session.extend(dispatch.table)
+        return session
+
+    def push(self, sequence: Sequence, session: Outgoing, ready: int) -> None:
+        """Send what is wanted of the logical blocks before `ready`."""
+        for write in session.advance(sequence.tables, ready, self._next_write):
+            self._writes[write.write] = sequence.key
+            self._out(write)
+
+    def keep(self, key: SequenceKey) -> None:
+        """The sequence runs on here, and its session is over: forgotten once its writes have ended."""
+        self.stop(key)
+        self._forget_stopped(key)
+
     def started(self, sequence: Sequence) -> None:
         """A PREFILL sequence began: has its target asked already?"""
         if sequence.key in self._early:
@@ -68,11 +95,9 @@ class Sending:
         held = sequence.status is Status.HELD
         size = self._spec.block_size
         ready = self._spec.blocks_for(sequence.computed) if held else sequence.computed // size
-        for write in session.advance(sequence.tables, ready, self._next_write):
-            self._writes[write.write] = sequence.key
-            self._out(write)
+        self.push(sequence, session, ready)
         if held and not session.tail_sent:
-            self._send_tail(sequence, session)
+            self.send_tail(sequence, session)
         return session.done
 
     def handed_over(self, key: SequenceKey) -> bool:
@@ -100,16 +125,24 @@ class Sending:
         if failed:
             session.stop()
         self._answer_fence(key)
+        self._forget_stopped(key)
         return key, failed
 
     # Fences
 
     def abandoned(self, target: Address, message: Abandon) -> None:
         """The target gives up: no write into this slot may land after `Fenced`."""
-        self._early.pop(message.key, None)
-        self.stop(message.key)
-        self._fences[message.key] = (target, message.slot)
-        self._answer_fence(message.key)
+        key, session = message.key, self._sessions.get(message.key)
+        if self._early.get(key, (target, None))[0] == target:
+            self._early.pop(key, None)
+        if session is not None and session.target != target:
+            # Its own session is long over: another target has the sequence now.
+            self._out(Send(target, Fenced(key, message.slot)))
+            return
+        self.stop(key)
+        self._fences[key] = (target, message.slot)
+        self._answer_fence(key)
+        self._forget_stopped(key)
 
     def peer_lost(self, peer: Address, info: InstanceInfo) -> list[SequenceKey]:
         """Stop all sessions to a dead peer; their keys."""
@@ -117,7 +150,8 @@ class Sending:
             del self._early[key]
         for key in [k for k, (target, _) in self._fences.items() if target == peer]:
             del self._fences[key]
-        keys = [k for k, session in self._sessions.items() if session.target == peer and not session.stopped]
+        # What moves there stays here: `nodes.migrating` sees to that.
+        keys = [k for k, s in self._sessions.items() if s.target == peer and not (s.stopped or s.moving)]
         for key in keys:
             self._sessions[key].stop()
         self._quiet_due[peer] = info.pool_address
@@ -135,19 +169,29 @@ class Sending:
             target, slot = self._fences.pop(key)
             self._out(Send(target, Fenced(key, slot)))
 
-    def _send_tail(self, sequence: Sequence, session: Outgoing) -> None:
+    def _forget_stopped(self, key: SequenceKey) -> None:
+        """Of a sequence that has stayed no session is left once its writes have ended."""
+        session = self._sessions.get(key)
+        if session is not None and session.moving and session.stopped and session.quiet:
+            del self._sessions[key]
+
+    def send_tail(self, sequence: Sequence, session: Outgoing) -> None:
+        """The last piece, with the tokens that the target does not know."""
         session.tail_sent = True
+        total = session.dispatch.known if session.moving else sequence.total - sequence.emitted
         if session.dispatch.shared:
             private = tuple(self._memory.private(sequence))
             self._out(Send(self._pool, Handover(sequence.key, session.target, private)))
         tail = Tail(
             key=sequence.key,
             slot=session.dispatch.slot,
-            emitted=sequence.emitted,
+            emitted=sequence.total - total,
             hashes=tuple(sequence.hashes),
             blocks=session.blocks,
             bytes=session.bytes,
             writes=session.writes,
+            skipped=session.skipped,
+            moved=session.moving,
         )
         self._out(Send(session.target, tail))
 

@@ -323,14 +323,31 @@ class _Maker:
         if cluster.slowdown is not None:
             self._hosts = {m.place[0]: Host(cluster.slowdown) for m in cluster.members}
         self._placement = self._load("cluster.placement")
-        self.reports = getattr(self._placement, "reads_reports", True)
+        self._roles = self._load("cluster.roles")
+        self._rebalance = self._load("cluster.rebalance")
+        controls = (self._roles, self._rebalance)
+        self.reports = self._placement.reads_reports or any(policy is not None for policy in controls)
 
     def router(self) -> Router:
-        return Router(ROUTER, self._placement, self._cluster.router)
+        return Router(
+            ROUTER,
+            self._placement,
+            self._cluster.router,
+            roles=self._roles,
+            rebalance=self._rebalance,
+            costs={m.name: m.costs for m in self._cluster.members},
+        )
 
     def pool(self, pool: int, blocks: tuple[int, ...]) -> PoolCore:
         number = PoolId(pool)
-        return PoolCore(pool_address(number), number, self._cluster.spec, blocks, self._load("kv.evict"))
+        return PoolCore(
+            pool_address(number),
+            number,
+            self._cluster.spec,
+            blocks,
+            self._load("kv.evict"),
+            listener=ROUTER if self._placement.reads_prefixes else None,
+        )
 
     def instance(self, address: Address) -> Instance:
         number = self._numbers[address.name]
@@ -343,6 +360,7 @@ class _Maker:
 
     def info(self, number: int) -> InstanceInfo:
         member, pool = self._cluster.members[number], PoolId(self._pool_of[number])
+        spec = self._cluster.spec
         return InstanceInfo(
             pool=pool,
             pool_address=pool_address(pool),
@@ -350,6 +368,8 @@ class _Maker:
             sequences_max=self._config.sequences_max,
             blocks_total=member.blocks,
             host=str(member.place[0]),
+            block_size=spec.block_size,
+            block_bytes=sum(spec.block_bytes(group) for group in range(len(spec.groups))),
         )
 
     def worker(self, index: int, address: Address, core: Core, info: InstanceInfo) -> TimingWorker:
@@ -368,9 +388,9 @@ class _Maker:
         )
 
     def _load(self, axis: str) -> Any:
+        """A policy of its own; None: the axis has none."""
         choice = self._cluster.policy(axis)
-        assert choice is not None
-        return registry.load(axis, choice.name, choice.settings)
+        return None if choice is None else registry.load(axis, choice.name, choice.settings)
 
 
 def _pools(members: tuple[Member, ...]) -> list[int]:

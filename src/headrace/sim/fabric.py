@@ -39,6 +39,7 @@ class Fabric:
         self._message_ns = max(1, message_ns)
         self._block_bytes = block_bytes
         self._latest: dict[tuple[int, int], tuple[int, Envelope]] = {}
+        self._distances: dict[tuple[int, int], int] = {}
         self._not_before: dict[tuple[int, int], int] = {}
 
     def send(self, source: Node, target: Node, message: AnyMessage, attachment: Any) -> None:
@@ -61,10 +62,15 @@ class Fabric:
 
     def distance_ns(self, source: Node, target: Node) -> int:
         """From one node's settle to the other's."""
-        here, there = self._places.get(source.address.name), self._places.get(target.address.name)
-        if here is None or there is None or here[0] == there[0]:
-            return self._message_ns
-        return self._message_ns + self._links.path(here, there).latency_ns
+        pair = (source.index, target.index)
+        distance_ns = self._distances.get(pair)
+        if distance_ns is None:
+            here, there = self._places.get(source.address.name), self._places.get(target.address.name)
+            distance_ns = self._message_ns
+            if here is not None and there is not None and here[0] != there[0]:
+                distance_ns += self._links.path(here, there).latency_ns
+            self._distances[pair] = distance_ns
+        return distance_ns
 
     def hold_until(self, source: Node, target: Node, at_ns: int) -> None:
         """No message of this pair arrives before: the target has not heard of the source yet."""

@@ -93,6 +93,8 @@ class Faults:
         shell.clients.doomed.update(plan.doomed)
         for cut in plan.partitions:
             network.part(cut)
+        # The process that serves tells of births and deaths: who is cut off from it hears of them later.
+        shell.when_heard = lambda to, at_ns: network.open_ns(shell.router, to, at_ns)
         if plan.ambushes:
             network.on_send = self._sent
         for at_ns, name in plan.kills:
@@ -105,6 +107,9 @@ class Faults:
             self._at(cut.at_ns, "breaks", str(cut), network.break_sessions, cut.left, cut.right, cut.until_ns)
         for cut in plan.partitions:
             self._at(cut.start_ns, "partitions", str(cut))
+        for slow in plan.slowdowns:
+            self._at(slow.start_ns, "slowdowns", str(slow), self._slow, slow.name, slow.factor)
+            self._at(slow.end_ns, "", f"{slow.name} is as fast again", self._slow, slow.name, 1 / slow.factor)
         self._at(plan.heal_ns, "", "the network is good from now on", network.heal)
 
     def _at(
@@ -132,6 +137,9 @@ class Faults:
         for worker in shell.workers.values():
             if worker.address.name == name and worker.alive:
                 shell.router.receive(DrainAsked(worker.address), shell.loop.now_ns)
+
+    def _slow(self, name: str, factor: float) -> None:
+        self._shell.slow[name] *= factor
 
     def _sent(self, source: Node, target: Node, message: AnyMessage) -> None:
         name = type(message).__name__

@@ -70,8 +70,9 @@ class Loop:
             _, _, action, arguments = heappop(heap)
             self.events += 1
             action(*arguments)
-        for index in sorted(self._touched):
-            node = self._touched.pop(index, None)
+        touched = self._touched
+        for index in sorted(touched) if len(touched) > 1 else list(touched):
+            node = touched.pop(index, None)
             if node is not None:
                 node.settle(now_ns)
         assert not self._touched, "a settle touched a node in its own instant"

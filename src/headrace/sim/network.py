@@ -130,6 +130,7 @@ class Network:
         self._rng = rng
         self._sessions: dict[tuple[int, int], Session] = {}
         self._serial = 0
+        self._lingers = config.late_share > 0
         self._partitions: list[Partition] = []
         """By start."""
 
@@ -161,6 +162,11 @@ class Network:
             if inside and cut.stops(source.address.name, target.address.name):
                 at_ns = cut.end_ns + at_ns - self._loop.now_ns
         return at_ns
+
+    def on_grid(self, at_ns: int) -> int:
+        """The first multiple of `grid_ns` from then on."""
+        grid_ns = self.config.grid_ns
+        return -(-at_ns // grid_ns) * grid_ns
 
     # Messages
 
@@ -220,7 +226,7 @@ class Network:
             reached_ns = self.open_ns(session.source, session.target, at_ns)
             self.counts["messages stalled"] += reached_ns > at_ns
             at_ns = reached_ns
-        session.last_ns = at_ns = max(self._on_grid(at_ns), session.last_ns)
+        session.last_ns = at_ns = max(self.on_grid(at_ns), session.last_ns)
         self._loop.at(at_ns, self._arrive, session, session.connection, number, message, attachment)
 
     def _arrive(
@@ -232,18 +238,27 @@ class Network:
         if connection != session.connection:
             self.counts["messages lost"] += 1
             return
-        if not source.alive:
-            lasts = self._rng.uniform("last words", source.index, target.index)
-            if now_ns > source.died_ns + int(lasts * 2 * self.config.late_ns):
-                return
+        if source.alive:
+            self._hear(session, number, message, attachment)
+            return
+        pair = (source.index, target.index)
+        lasts = self._rng.uniform("last words", *pair)
+        if now_ns > source.died_ns + int(lasts * 2 * self.config.late_ns):
+            return
+        # Where messages may be late the last words of the dead all are, so that some are heard after the news of the death.
+        linger_ns = int(self._rng.uniform("lingers", *pair) * self.config.late_ns) if self._lingers else 0
+        if linger_ns:
+            self._loop.at(now_ns + linger_ns, self._hear, session, number, message, attachment)
+        else:
+            self._hear(session, number, message, attachment)
+
+    def _hear(self, session: Session, number: int, message: AnyMessage, attachment: Attachment) -> None:
+        if not session.target.alive:
+            return
         if session.takes(number):
-            self.deliver(source, target, message, attachment)
+            self.deliver(session.source, session.target, message, attachment)
         else:
             self.counts["messages doubled"] += 1
-
-    def _on_grid(self, at_ns: int) -> int:
-        grid_ns = self.config.grid_ns
-        return -(-at_ns // grid_ns) * grid_ns
 
     def _cut(self, session: Session) -> None:
         """What the sender knows of is anything between what it must know and what is so."""
@@ -286,7 +301,7 @@ class Network:
         self.counts["writes stalled"] += stalls
         self.counts["writes failed"] += not ok
         self._loop.at(copied_ns, self._copy, source, target, write, count)
-        told_ns, written_ns = self._on_grid(told_ns), self._on_grid(written_ns)
+        told_ns, written_ns = self.on_grid(told_ns), self.on_grid(written_ns)
         if whole:
             self._loop.at(told_ns, self._landed, source, target, write)
         self._loop.at(written_ns, self._written, source, write, ok)

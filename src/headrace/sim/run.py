@@ -1,8 +1,10 @@
 """One run of one world: build it, let the faults pass, heal, and wait until every request has ended and everything is at rest."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import PurePath
 from typing import Any
 
 from headrace import registry
@@ -19,7 +21,7 @@ from headrace.sim.memory import Memory
 from headrace.sim.network import Network
 from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.rng import KeyedRng
-from headrace.sim.scatter import Scatter
+from headrace.sim.scatter import Scatter, ScatterMoves, ScatterRoles
 from headrace.sim.scenarios import MILLI, SCATTER, World, draw_world
 from headrace.sim.shell import ROUTER, Place, Shell, pool_address
 from headrace.types.events import Command, Event
@@ -49,11 +51,18 @@ class Cores:
     def at(self, address: Address) -> Core:
         world = self._world
         if address == ROUTER:
-            return Router(address, self._policy("cluster.placement"), world.router)
+            return Router(
+                address,
+                self._policy("cluster.placement"),
+                world.router,
+                roles=self._control("cluster.roles", ScatterRoles),
+                rebalance=self._control("cluster.rebalance", ScatterMoves),
+            )
         kind, number = address.name[0], int(address.name[len(address.name.rstrip("0123456789")) :])
         if kind == "p":
             eviction = self._policy("kv.evict")
-            return PoolCore(address, PoolId(number), world.spec, world.pools[number], eviction)
+            blocks = world.pools[number]
+            return PoolCore(address, PoolId(number), world.spec, blocks, eviction, listener=ROUTER)
         return Instance(address, ROUTER, self.info(number), world.spec, self._policies, world.instance)
 
     def info(self, number: int) -> InstanceInfo:
@@ -64,7 +73,13 @@ class Cores:
             leaning=leaning,
             sequences_max=self._world.instance.sequences_max,
             blocks_total=self._world.pools[pool],
+            block_size=self._world.spec.block_size,
         )
+
+    def _control(self, axis: str, scatter: Callable[[KeyedRng], Any]) -> Any:
+        """A policy that is asked every so often; most worlds have none."""
+        name = self._world.policies.get(axis)
+        return scatter(KeyedRng(self._world.seed)) if name == SCATTER else name and self._policy(axis)
 
     def _policy(self, axis: str) -> Any:
         name = self._world.policies[axis]
@@ -100,9 +115,16 @@ def simulate(world: World, trace: Trace | None = None) -> Outcome:
         check_content(shell)
     except Exception as error:
         raise Failure(
-            f"seed {world.seed}: {type(error).__name__}: {error}\nSee it: python -m headrace.sim {world.seed} --trace"
+            f"seed {world.seed}: {_in_one_line(error)}\nSee it: headrace fuzz --seed {world.seed} --trace"
         ) from error
     return _outcome(world, shell)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What it says, and where it was raised."""
+    said = " ".join(str(error).split())
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {said} ({PurePath(frame.filename).name}:{frame.lineno} in {frame.name})"
 
 
 def build(world: World, trace: Trace | None = None) -> Shell:
@@ -128,19 +150,20 @@ def build(world: World, trace: Trace | None = None) -> Shell:
     for ask in world.asks:
         shell.clients.submit(ask.request, ask.payload)
         shell.submit(ask.request)
-    Faults(shell, world.faults)
+    Faults(shell, world.faults, trace)
     return shell
 
 
 def _shell(world: World) -> Shell:
     loop, rng, clients = Loop(), KeyedRng(world.seed), Clients(world.spec)
+    network = Network(loop, rng, world.network)
 
     def duration_ns(index: int, plan: StepPlan) -> int:
         tokens = sum(work.count for work in plan.work)
-        factor = (0.5 + rng.uniform("step", index, plan.step)) * shell.slowness(
-            shell.nodes[index].address.name
-        )
-        return 1 + int((world.shell.step_ns + world.shell.token_ns * tokens) * factor)
+        jitter = 0.5 + rng.uniform("step", index, plan.step)
+        factor = jitter * shell.slow[shell.nodes[index].address.name]
+        took_ns = 1 + int((world.shell.step_ns + world.shell.token_ns * tokens) * factor)
+        return network.on_grid(loop.now_ns + took_ns) - loop.now_ns
 
     def make_worker(index: int, address: Address, core: Core, info: InstanceInfo) -> ContentWorker:
         return ContentWorker(
@@ -155,7 +178,7 @@ def _shell(world: World) -> Shell:
             broken=clients.doomed,
         )
 
-    shell = Shell(loop, rng, world.shell, clients, Network(loop, rng, world.network), make_worker)
+    shell = Shell(loop, rng, world.shell, clients, network, make_worker)
     return shell
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from headrace.nodes.instance import Instance
+from headrace.nodes.router import Router
 from headrace.sim.flows import Flows
 from headrace.sim.shell import Shell
 from headrace.types.outcomes import Series
@@ -34,16 +35,17 @@ class Samples:
             return
         live = [worker for worker in shell.workers.values() if worker.alive]
         table = np.zeros((len(COLUMNS), len(live)), dtype=np.float32)
-        leanings = {"prefill": 0, "decode": 0, "mixed": 0}
         for i, worker in enumerate(live):
             core = worker.core
             assert isinstance(core, Instance)
             table[:, i] = core.gauges()
-            leanings[worker.info.leaning] += 1
         self._at_ns.append(shell.loop.now_ns - self._begin_ns)
         for name, column in zip(COLUMNS, table, strict=True):
             self._rows[name].append(column)
         self._fleet.setdefault("bytes_in_flight", []).append(self._flows.bytes_in_flight)
-        for leaning, count in leanings.items():
-            self._fleet.setdefault(f"leaning_{leaning}", []).append(count)
+        router = shell.router.state
+        assert isinstance(router, Router)
+        leanings = router.fleet.view(shell.loop.now_ns).leanings
+        for leaning in ("prefill", "decode", "mixed"):
+            self._fleet.setdefault(f"leaning_{leaning}", []).append(leanings.count(leaning))
         shell.loop.at(shell.loop.now_ns + self._period_ns, self._sample)

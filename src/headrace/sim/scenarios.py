@@ -7,6 +7,8 @@ A run has a fault phase and a healing phase, in which every request must end and
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from headrace import registry
 from headrace.engine.memory import Memory
 from headrace.nodes.instance import InstanceConfig
@@ -126,14 +128,14 @@ def draw_world(seed: int) -> World:
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
     instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 3, 4, 4))
     places = _draw_places(Draws(rng, "places"), instances)
-    instance = _draw_instance(Draws(rng, "instance"))
+    instance = replace(_draw_instance(Draws(rng, "instance")), **_draw_stages(Draws(rng, "stages")))
     longest = max(a.request.prompt + a.request.tokens_max for a in asks)
     demand = Memory(spec, PoolId(0), (0,) * len(spec.groups), 0).demand(longest, instance.tokens_max)
     pools = tuple(
         tuple(least + draws.pick((0, 1, 2, 3, 6, 12, 40)) for least in demand)
         for _ in range(1 + max(pool for pool, _ in places))
     )
-    policies = _draw_policies(Draws(rng, "policies"))
+    policies = _draw_policies(Draws(rng, "policies")) | _draw_control(Draws(rng, "control"))
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
@@ -194,6 +196,11 @@ def _draw_instance(draws: Draws) -> InstanceConfig:
     )
 
 
+def _draw_stages(draws: Draws) -> dict[str, int]:
+    """Of live migrations."""
+    return {"move_blocks_last": draws.pick((0, 1, 2, 16)), "move_stages_max": draws.pick((0, 1, 3))}
+
+
 def _draw_router(draws: Draws) -> RouterConfig:
     return RouterConfig(
         attempts_max=draws.pick((40, 100)),
@@ -216,6 +223,12 @@ def _draw_policies(draws: Draws) -> dict[str, str]:
     if draws.chance(0.5):
         policies["cluster.placement"] = SCATTER
     return policies
+
+
+def _draw_control(draws: Draws) -> dict[str, str]:
+    """Policies that are asked every so often: in a quarter of the worlds leanings turn, in a quarter sequences move."""
+    axes = ("cluster.roles", "cluster.rebalance")
+    return {axis: SCATTER for axis in axes if draws.chance(SHARE)}
 
 
 def _draw_network(draws: Draws) -> NetworkConfig:
@@ -258,12 +271,12 @@ def _draw_faults(
 
 def _draw_kills(draws: Draws, names: list[str], heal_ns: int) -> tuple[tuple[int, str], ...]:
     """Some instances, or all at one blow."""
-    if not draws.chance(SHARE * 0.5):
+    if not draws.chance(SHARE * 0.7):
         return ()
     if draws.chance(0.1):
-        at_ns = draws.between(1, heal_ns)
+        at_ns = _early(draws, heal_ns)
         return tuple((at_ns, name) for name in names)
-    return tuple((draws.between(1, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3)))
+    return tuple((_early(draws, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3)))
 
 
 def _draw_leaves(draws: Draws, asks: tuple[Ask, ...]) -> tuple[tuple[int, RequestId, int | None], ...]:
@@ -286,8 +299,8 @@ def _draw_ambushes(draws: Draws, write_ns: int) -> tuple[Ambush, ...]:
     return tuple(
         Ambush(
             draws.pick(DRAMATIC) if draws.chance(0.6) else "Dispatch",
-            draws.between(1, 6),
-            draws.pick(tuple(Victim)),
+            1 + int(draws.uniform() ** 2 * 6),
+            draws.pick((Victim.SENDER, Victim.RECEIVER, *Victim)),
             1 + int(draws.uniform() ** 2 * (100 * MICRO + 6 * write_ns)),
             1 + int(draws.uniform() ** 2 * MILLI),
         )
@@ -301,7 +314,7 @@ def _draw_breaks(draws: Draws, names: list[str], serve: tuple[str, ...], heal_ns
         return ()
     breaks: list[Break] = []
     for _ in range(draws.between(1, 8)):
-        at_ns = draws.between(1, heal_ns - 1)
+        at_ns = _early(draws, heal_ns)
         until_ns = min(heal_ns, at_ns + 1 + int(draws.uniform() ** 2 * MILLI))
         one = draws.pick(names)
         others = draws.pick(((draws.pick(names),), serve, (*serve, *names)))
@@ -317,7 +330,7 @@ def _draw_partitions(
         return ()
     partitions: list[Partition] = []
     for _ in range(draws.between(1, 3)):
-        start_ns = draws.between(1, heal_ns - 1)
+        start_ns = _early(draws, heal_ns)
         end_ns = min(heal_ns, start_ns + 1 + int(draws.uniform() ** 2 * 2 * MILLI))
         on_left = [draws.chance(0.5) for _ in names]
         left = tuple(name for name, is_left in zip(names, on_left, strict=True) if is_left)
@@ -327,6 +340,11 @@ def _draw_partitions(
             left, right = right, left
         partitions.append(Partition(start_ns, end_ns, left, right, draws.chance(0.6)))
     return tuple(partitions)
+
+
+def _early(draws: Draws, heal_ns: int) -> int:
+    """A time before healing, the earlier the likelier: there is most to do in the beginning."""
+    return 1 + int(draws.uniform() ** 2 * (heal_ns - 1))
 
 
 def _draw_slowdowns(draws: Draws, names: list[str], heal_ns: int) -> tuple[Slowdown, ...]:

@@ -31,7 +31,7 @@ from headrace.types.events import (
     Write,
 )
 from headrace.types.ids import Address, PoolId, RequestId
-from headrace.types.messages import AnyMessage, Dispatch, InstanceInfo, Start, Tail, Tokens
+from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
 from headrace.types.request import Request
 
 ROUTER = Address("router")
@@ -142,10 +142,11 @@ class Shell(Generic[U, C, W]):
         self._heard: dict[int, int] = {}
         """Receiver -> when it hears the latest news."""
         self._places: dict[str, Place] = {}
-        self._slow: dict[str, float] = {}
+        self.slow: dict[str, float] = {}
+        """Factor on step times, by name of an instance."""
         self.watch: Watch | None = None
-        self.on_dispatch: Callable[[Address, Address, Dispatch], None] = lambda target, source, message: None
-        """Told when an instance asks another for KV."""
+        self.when_heard: Callable[[Node, int], int] = lambda to, at_ns: at_ns
+        """When a node hears the news that would come to it at some time."""
         self.counts: Counter[str] = Counter()
 
     # The fleet
@@ -164,7 +165,7 @@ class Shell(Generic[U, C, W]):
         """A new incarnation. Pools hear of it first, then all others, and it of them, before any message passes between them."""
         if place.name not in self._places:
             self._places[place.name] = place
-            self._slow[place.name] = self.config.slow[len(self._slow)] if self.config.slow else 1.0
+            self.slow[place.name] = self.config.slow[len(self.slow)] if self.config.slow else 1.0
         address = Address(place.name, epoch)
         worker = self._make_worker(len(self.nodes), address, place.make(address), place.info)
         self._add(worker)
@@ -225,7 +226,7 @@ class Shell(Generic[U, C, W]):
 
     def _news_at(self, about: Worker, to: Node) -> int:
         delay_ns = self.rng.between(1, self.config.notice_ns, "news", to.index, about.index, about.alive)
-        at_ns = max(self._heard.get(to.index, 0), self.loop.now_ns + delay_ns)
+        at_ns = max(self._heard.get(to.index, 0), self.when_heard(to, self.loop.now_ns + delay_ns))
         self._heard[to.index] = at_ns
         return at_ns
 
@@ -233,10 +234,6 @@ class Shell(Generic[U, C, W]):
         if isinstance(news, PeerLost) and isinstance(node, Worker):
             node.lost_peers[news.peer] = None
         node.receive(news, self.loop.now_ns)
-
-    def slowness(self, name: str) -> float:
-        """Factor on an instance's step times."""
-        return self._slow[name]
 
     def _report(self, worker: Worker) -> None:
         """What is known of an instance is as old as the message that says it."""
@@ -283,8 +280,6 @@ class Shell(Generic[U, C, W]):
             match command:
                 case Send(target, message):
                     receiver = self._by_address[target]
-                    if isinstance(message, Dispatch):
-                        self.on_dispatch(node.address, target, message)
                     self.network.send(node, receiver, message, self._attachment(node, target, message))
                 case WakeAt(at_ns):
                     self.loop.wake_at(node, at_ns)

@@ -23,7 +23,7 @@ from headrace.types.costs import Costs
 from headrace.types.events import Event, Received, StepDone
 from headrace.types.ids import Address, BlockHash, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail
-from headrace.types.plan import Output, StepPlan, StepResult
+from headrace.types.plan import Output, StepPlan, StepResult, Work
 from headrace.types.request import FinishReason
 
 PERMILLE = 1000
@@ -50,6 +50,8 @@ class Spoken:
     """Tokens that it will still draw."""
     hashed: int = 0
     """Leading blocks whose hash the core knows."""
+    begun: bool = False
+    """It has drawn a token since it was started last."""
     finished: bool = False
 
 
@@ -227,7 +229,8 @@ class TimingWorker(Worker):
     def _begin(self, at_ps: int) -> None:
         plan = self._queue.popleft()
         for start in plan.starts:
-            self._spoken[start.key].hashed = start.hashed
+            row = self._spoken[start.key]
+            row.hashed, row.begun = start.hashed, False
         rows = [self._spoken[work.key] for work in plan.work]
         chunks: list[tuple[int, int]] = []
         live: list[Spoken] = []
@@ -264,10 +267,15 @@ class TimingWorker(Worker):
         """From the next repetition on: its pace and its cost, and how long both stay as they are."""
         rows = len(running.live)
         context = running.context + rows * running.begun
-        cost = self.costs.decode(rows, context)
         running.begun_ps = at_ps
-        running.first_ps = self._paced(cost.fixed_ps + cost.slope_ps * context, at_ps)
-        running.growth_ps = self._paced(cost.slope_ps * rows, at_ps)
+        if not rows:
+            running.first_ps, running.growth_ps, running.until = 0, 0, running.repeats
+            return
+        cost = self.costs.decode(rows, context)
+        # The coefficients are paced, so that a sum of rounded steps is what one of rounded coefficients says.
+        slope_ps = self._paced(cost.slope_ps, at_ps)
+        running.first_ps = self._paced(cost.fixed_ps, at_ps) + slope_ps * context
+        running.growth_ps = slope_ps * rows
         steady = self._host is None or self._host.steady(self, at_ps)
         running.until = running.begun + (max(1, -((context - cost.until) // rows)) if steady else 1)
 
@@ -304,7 +312,13 @@ class TimingWorker(Worker):
         if repeat == running.repeats:
             self._end(running, ended_ps)
         else:
-            if repeat == running.until:
+            if len(result.outputs) and any(row.finished for row in running.live):
+                # The run that is left goes on without them.
+                rows = zip(running.plan.work, running.rows, strict=True)
+                running.context = sum(work.first + 1 for work, row in rows if not row.finished)
+                running.live = [row for row in running.live if not row.finished]
+                self._next_segment(running, repeat)
+            elif repeat == running.until:
                 self._next_segment(running, repeat)
             self._arm(running)
         super().receive(StepDone(result), self.loop.now_ns)
@@ -328,16 +342,32 @@ class TimingWorker(Worker):
             if row.finished:
                 outputs.append(Output(work.key, 0, discarded=True))
                 continue
-            emitted = count if work.emits else 0
-            row.left -= emitted
-            finish = None
-            if row.left == 0 and emitted:
-                row.finished = True
-                finish = FinishReason.STOP if row.script.stops else None
-            hashes = self._hashes(row, work.first + work.count * repeat) if row.script.name else ()
-            outputs.append(Output(work.key, emitted, hashes, finish))
+            computed = work.first + work.count * repeat
+            new = row.script.name is not None and computed // self._size > row.hashed
+            if row.begun and row.left > count and not new:
+                row.left -= count
+                continue
+            outputs.append(self._output(work, row, count, computed))
+        plain = len(outputs) < len(running.rows)
         running.told, running.next, running.silent = repeat, repeat + 1, False
-        return StepResult(running.plan.step, tuple(outputs), repeats=count, left=running.repeats - repeat)
+        return StepResult(
+            running.plan.step,
+            tuple(outputs),
+            repeats=count,
+            each=count if plain else 0,
+            left=running.repeats - repeat,
+        )
+
+    def _output(self, work: Work, row: Spoken, count: int, computed: int) -> Output:
+        """Of a row with something to tell: its first token, its end, or hashes."""
+        hashes = self._hashes(row, computed) if row.script.name is not None else ()
+        if not work.emits:
+            return Output(work.key, 0, hashes)
+        row.begun = count > 0
+        row.left -= count
+        row.finished = row.left == 0
+        finish = FinishReason.STOP if row.finished and row.script.stops else None
+        return Output(work.key, count, hashes, finish)
 
     def _hashes(self, row: Spoken, computed: int) -> tuple[BlockHash, ...]:
         assert row.script.name is not None

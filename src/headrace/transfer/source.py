@@ -7,6 +7,8 @@ Life cycle:
  4. `done` when the tail is sent and every write is acknowledged: only then are the source's blocks free.
 Cancelled or failed sessions issue nothing more and are `quiet` when their writes in flight are acknowledged. A write that failed fails the
 session: a retry is a new attempt with a new slot, as a doubled write would be counted twice.
+A session whose sequence runs on here (`nodes.migrating`) goes by stages: the target's table is extended, and the tail comes when every write
+is acknowledged.
 """
 
 from collections import deque
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from headrace.transfer.runs import merge
 from headrace.types.events import Write
 from headrace.types.ids import Address, WriteId
-from headrace.types.kv import KVSpec
+from headrace.types.kv import KVSpec, TableRun
 from headrace.types.messages import Dispatch
 
 
@@ -27,6 +29,8 @@ class Outgoing:
     dispatch: Dispatch
     target: Address
     spec: KVSpec
+    moving: bool = False
+    """The sequence runs on meanwhile: what its windows pass need not be sent."""
     wanted: list[deque[tuple[int, int]]] = field(init=False)
     """Per group: (logical block, target's block id) of what is not sent yet, ascending."""
     inflight: dict[WriteId, None] = field(default_factory=dict[WriteId, None])
@@ -35,10 +39,16 @@ class Outgoing:
     blocks: int = 0
     bytes: int = 0
     writes: int = 0
+    skipped: int = 0
+    """Block-layers that were not there any more."""
 
     def __post_init__(self) -> None:
         self.wanted = [deque() for _ in self.spec.groups]
-        for run in sorted(self.dispatch.table):
+        self.extend(self.dispatch.table)
+
+    def extend(self, table: tuple[TableRun, ...]) -> None:
+        """The target wants these, too; in each group they follow those before."""
+        for run in sorted(table):
             self.wanted[run.group].extend((run.at + i, run.first + i) for i in range(run.count))
 
     def advance(self, tables: list[list[int]], ready: int, next_id: Callable[[], WriteId]) -> list[Write]:
@@ -51,6 +61,9 @@ class Outgoing:
             targets: list[int] = []
             while wanted and wanted[0][0] < ready:
                 at, block = wanted.popleft()
+                if self.moving and tables[group][at] < 0:
+                    self.skipped += len(self.spec.groups[group].layers)
+                    continue
                 sources.append(tables[group][at])
                 targets.append(block)
             assert -1 not in sources, "a wanted block has been trimmed"

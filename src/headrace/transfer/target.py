@@ -41,6 +41,13 @@ class Expectations:
         self._open[slot] = Expectation(key, expected)
         return slot
 
+    def extend(self, slot: Slot, weight: int) -> int:
+        """More will come; what is expected in all. Register before the source is told."""
+        expectation = self._open[slot]
+        assert not expectation.complete
+        expectation.expected += weight
+        return expectation.expected
+
     def land(self, slot: Slot, weight: int) -> Expectation:
         """Count a write, a tail or a handover."""
         expectation = self._open[slot]

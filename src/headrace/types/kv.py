@@ -71,7 +71,13 @@ class TableRun(msgspec.Struct, frozen=True, array_like=True, order=True):
 def table_runs(group: int, at: int, blocks: list[int]) -> list[TableRun]:
     """The fewest runs that say: logical block `at + i` lies in `blocks[i]`. Entries of -1 (absent) are skipped."""
     runs: list[TableRun] = []
-    start = 0
+    start, size = 0, len(blocks)
+    if (
+        size
+        and 0 <= blocks[0] == blocks[-1] - size + 1
+        and blocks == list(range(blocks[0], blocks[0] + size))
+    ):
+        return [TableRun(group, at, blocks[0], size)]
     for i in range(1, len(blocks) + 1):
         if i < len(blocks) and blocks[i] == blocks[i - 1] + 1 and blocks[i - 1] >= 0:
             continue

@@ -44,6 +44,8 @@ class Start(Message, frozen=True):
     priority: int = 0
     source: Address | None = None
     """For DECODE: who prefills."""
+    fetch: Address | None = None
+    """Who sends what more of the prefix it has cached, before the rest is computed."""
 
 
 class Resume(Message, frozen=True):
@@ -60,6 +62,19 @@ class Cancel(Message, frozen=True):
 
 class Drain(Message, frozen=True):
     """Refuse new sequences, finish the ones at hand."""
+
+
+class Stay(Message, frozen=True):
+    """The sequence that you offered to `target` is not wanted there (any more): keep it."""
+
+    key: SequenceKey
+    target: Address
+
+
+class Migrate(Message, frozen=True):
+    """Hand one running sequence, of your choice, to `target` while it runs."""
+
+    target: Address
 
 
 # Instance to router
@@ -127,6 +142,32 @@ class Tokens(Message, frozen=True):
     runs: tuple[TokenRun, ...]
 
 
+class Offer(Message, frozen=True):
+    """The sender would hand this running sequence to `target`: start it there as DECODE, with the sender as its source, or say `Stay`."""
+
+    key: SequenceKey
+    target: Address
+
+
+class Stayed(Message, frozen=True):
+    """The sender keeps a sequence that it had offered to `target`: end it there."""
+
+    key: SequenceKey
+    target: Address
+
+
+class Moved(Message, frozen=True):
+    """From now on the sequence is `target`'s. All tokens that the sender drew were told before."""
+
+    key: SequenceKey
+    target: Address
+    blocks: int
+    bytes: int
+    writes: int
+    recomputed: int
+    """Tokens computed again on the sender after preemption."""
+
+
 class Unfenced(Message, frozen=True):
     """`peer` did not confirm in time that it stopped writing; only its end can prove that now."""
 
@@ -174,6 +215,18 @@ class Dispatch(Message, frozen=True):
     shared: bool
     expected: int
     """Block-layers plus one for the tail: what the target's counter will reach."""
+    known: int = 0
+    """Tokens of the sequence that the target knows."""
+
+
+class More(Message, frozen=True):
+    """To the target: the sequence, which still runs here, has grown to so many tokens. Answered by a further `Dispatch` of the same slot,
+    whose `table` is what has been added, or by giving up.
+    """
+
+    key: SequenceKey
+    slot: Slot
+    tokens: int
 
 
 class Abandon(Message, frozen=True):
@@ -189,16 +242,21 @@ class Fenced(Message, frozen=True):
 
 
 class Tail(Message, frozen=True):
-    """The last piece, of weight 1: the first token (its shell attaches the `Emission`) and what the source did."""
+    """The last piece, of weight 1: the tokens that the target does not know (its shell attaches the `Emission`) and what the source did."""
 
     key: SequenceKey
     slot: Slot
     emitted: int
+    """The last so many tokens; of a prefilled sequence the first one."""
     hashes: tuple[BlockHash, ...]
     """Chain over all full blocks of the prompt and history."""
     blocks: int
     bytes: int
     writes: int
+    skipped: int = 0
+    """Block-layers that are not sent, as windows have passed them: they count with the tail."""
+    moved: bool = False
+    """The sequence ran at the source until now: with this message it is the target's."""
 
 
 # Instance to pool
@@ -312,15 +370,21 @@ AnyMessage = (
     | Resume
     | Cancel
     | Drain
+    | Stay
+    | Migrate
     | Refused
     | Failed
     | Begun
     | Prefilled
     | Joined
     | Tokens
+    | Offer
+    | Stayed
+    | Moved
     | Unfenced
     | Report
     | Dispatch
+    | More
     | Abandon
     | Fenced
     | Tail
@@ -351,3 +415,7 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     blocks_total: tuple[int, ...]
     """Of its pool, per group."""
     host: str = "local"
+    block_size: int = 1
+    """Tokens of a block."""
+    block_bytes: int = 0
+    """KV of one block, over all groups; 0: not known."""

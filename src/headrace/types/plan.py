@@ -78,5 +78,7 @@ class StepResult(msgspec.Struct, frozen=True):
     ended_ns: int = 0
     repeats: int = 1
     """Runs of the plan that this result tells of; each output counts the tokens of all of them."""
+    each: int = 0
+    """Not 0: every row that `outputs` does not name drew so many tokens, not its first ones, and there is nothing else to tell of it."""
     left: int = 0
     """Runs of the plan that are still to come, each with a result of its own or together."""

@@ -3,11 +3,10 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from headrace.types.errors import ConfigError
 from headrace.types.trace import Ints, Trace, make_trace
 from headrace.workload.transform import take
 
+T = TypeVar("T", bound=Hashable)
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -165,14 +165,15 @@ def text_of(path: Path) -> str:
         raise ConfigError(f"trace {path}: is not text: {error}") from error
 
 
-def csv_columns(
-    text: str, report: ReadReport, wanted: Sequence[str]
-) -> tuple[Rows, dict[str, tuple[str, ...]]]:
+def csv_columns(text: str, report: ReadReport, wanted: Sequence[str]) -> tuple[Rows, dict[str, list[str]]]:
     """Cells by column, for every column of the header. Raises ConfigError if a wanted one is absent.
 
-    Rows with too few or too many cells are rejected; what they lack is "". Empty lines are no rows.
+    Rows with too few or too many cells are rejected, and theirs are empty here. Empty lines are no rows.
     """
-    lines = list(csv.reader(text.splitlines()))
+    try:
+        lines = list(csv.reader(text.replace("\r\n", "\n").split("\n")))
+    except csv.Error as error:
+        raise ConfigError(f"{report.path}: is no CSV as {report.format} has it: {error}") from error
     header = [cell.strip() for cell in lines[0]] if lines else []
     absent = [name for name in wanted if name not in header]
     if absent:
@@ -183,10 +184,12 @@ def csv_columns(
     numbers = np.array([at for at, cells in enumerate(lines[1:], 2) if cells], dtype=np.int64)
     cells = [line for line in lines[1:] if line]
     rows = Rows(numbers, report)
-    widths = np.fromiter(map(len, cells), dtype=np.int64, count=len(cells))
-    rows.reject(widths != len(header), f"it has not {len(header)} fields")
-    across: Iterable[tuple[str, ...]] = zip_longest(header, *cells, fillvalue="")
-    return rows, {name: column for name, *column in across if name}  # type: ignore[misc]
+    width = len(header)
+    wrong = np.fromiter((len(line) != width for line in cells), dtype=bool, count=len(cells))
+    rows.reject(wrong, f"it has not {width} fields")
+    for at in np.flatnonzero(wrong).tolist():
+        cells[at] = [""] * width
+    return rows, {name: [line[at] for line in cells] for at, name in enumerate(header)}
 
 
 def floats(cells: Sequence[str]) -> Floats:
@@ -204,8 +207,8 @@ def _float(cell: str) -> float:
         return float("nan")
 
 
-def classes(cells: Sequence[str]) -> tuple[Ints, tuple[str, ...]]:
-    """Numbers of names, in order of first appearance, and the names."""
-    numbers: dict[str, int] = {}
+def classes(cells: Sequence[T]) -> tuple[Ints, tuple[T, ...]]:
+    """Numbers of different values, in order of first appearance, and the values."""
+    numbers: dict[T, int] = {}
     column = [numbers.setdefault(cell, len(numbers)) for cell in cells]
     return np.array(column, dtype=np.int64), tuple(numbers)

@@ -1,8 +1,7 @@
-"""What formats and generators are called, and their settings from `--set key=value`."""
+"""Settings of formats and generators, as values or from `--set key=value`."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -10,16 +9,10 @@ import msgspec
 from headrace.types.errors import ConfigError
 
 T = TypeVar("T", bound=msgspec.Struct)
-ROOT = Path(__file__).parent
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-
-
-def modules(folder: str) -> list[str]:
-    """Modules of a folder of `workload/`, sorted: the folder is the registry."""
-    return sorted(path.stem for path in (ROOT / folder).glob("*.py") if path.stem != "__init__")
 
 
 def settings(of: str, kind: type[T], values: Mapping[str, Any]) -> T:

@@ -99,13 +99,19 @@ def _arrivals(trace: Trace) -> Iterator[str]:
     yield frame.figure(
         plots.line("Tokens that are asked for", tokens, "time, s", "tokens/s", step=True), each
     )
-    gaps = np.sort(np.diff(seconds))
+    gaps = np.diff(seconds)
+    least = gaps.mean() / 1000  # a logarithm has no place for 0
     poisson = -np.log1p(-np.linspace(0, 0.9999, len(gaps))) * gaps.mean()
     shares = plots.cdf(
-        "Times between arrivals", {"trace": gaps, "Poisson of this rate": poisson}, "seconds", log_x=True
+        "Times between arrivals",
+        {"trace": np.maximum(gaps, least), "Poisson of this rate": np.maximum(poisson, least)},
+        "seconds",
+        log_x=True,
     )
     yield frame.figure(
-        shares, "Where the trace is above Poisson on the left and below on the right, it comes in bursts."
+        shares,
+        "A trace that is above Poisson on the left and below on the right comes in bursts. "
+        f"Times below {least:.2g} s stand there.",
     )
 
 

@@ -1,8 +1,9 @@
 """Freeness: the instance with the most room for each of its sequences (Llumnix, arXiv 2406.03243, sec. 4; its INFaaS++ baseline).
 
-F = (free blocks - demand of all that is queued there) / sequences; the most wins, ties go to the fewest assigned tokens. What the router
-has assigned and no report covers yet counts as queued. A headroom beside urgent sequences keeps others out; an urgent one sees it where
-there are none, so that they come together. Alone this is INFaaS++, with `cluster/rebalance/virtual_usage` it is Llumnix.
+F = (free blocks - demand of all that is queued there) / sequences; the most wins, ties go to the fewest assigned tokens. A lack is not
+divided: else the longest queue would look like the smallest lack. What the router has assigned and no report covers yet counts as queued.
+A headroom beside urgent sequences keeps others out; an urgent one sees it where there are none, so that they come together. Alone this is
+INFaaS++, with `cluster/rebalance/virtual_usage` it is Llumnix.
 Leaves out: Llumnix counts only the first of a queue, as its reports are not late; cached prefixes; distance.
 """
 
@@ -21,6 +22,7 @@ class Config(msgspec.Struct, frozen=True):
 
 class Policy:
     reads_reports = True
+    reads_prefixes = False
 
     def __init__(self, config: Config) -> None:
         self._urgent_tokens = config.urgent_tokens
@@ -43,13 +45,13 @@ class Policy:
         return 1
 
     def _freeness(self, request: PlacementRequest, view: ClusterView) -> Column:
-        """F of every row. One that nothing was heard from is as empty as what was assigned to it allows."""
+        """F of every row, in blocks, or what it lacks. One that nothing was heard from is as empty as what was assigned to it allows."""
         free = np.where(np.isnan(view.blocks_free), view.blocks_total, view.blocks_free)
         room = free - queued_tokens(view) / view.block_size
         if self._urgent_tokens:
             kept = (view.urgent > 0) != (request.request.priority < 0)
             room = room - np.where(kept, headroom(view, self._urgent_tokens), 0.0)
-        return room / np.maximum(view.assigned, 1.0)
+        return np.where(room > 0, room / np.maximum(view.assigned, 1.0), room)
 
 
 def _freest(view: ClusterView, free: Column, leaning: str) -> int:

@@ -31,7 +31,7 @@ class PrefillWeights(msgspec.Struct, frozen=True):
     """What makes up the load of a row as prefill; each part is between 0 and 1."""
 
     queue: Weight = 0.7
-    """Tokens given to it, over `queue_tokens`."""
+    """Tokens that wait there to be prefilled, over `queue_tokens`."""
     sending: Weight = 0.1
     """Sequences that are held or being sent, over those that may run."""
     memory: Weight = 0.2
@@ -40,7 +40,7 @@ class PrefillWeights(msgspec.Struct, frozen=True):
     """A full queue."""
 
     def score(self, view: ClusterView) -> Column:
-        queue = np.minimum(view.assigned_tokens / self.queue_tokens, 1)
+        queue = np.minimum(_queue(view) / self.queue_tokens, 1)
         sending = _share(np.fmax(view.held, 0) + np.fmax(view.sending, 0), view.sequences_max)
         return self.queue * queue + self.sending * sending + self.memory * _memory(view)
 
@@ -69,6 +69,9 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    reads_reports = True
+    reads_prefixes = True
+
     def __init__(self, config: Config) -> None:
         self._config = config
         self._prices = Prices(())
@@ -81,7 +84,7 @@ class Policy:
             self._prices = Prices(view.costs)
         held = _held(request, view)
         computed = request.total - held * view.block_size
-        time = self._prices.prefill(view.assigned_tokens + computed)
+        time = self._prices.prefill(_queue(view) + computed)
         score = self._config.prefill.score(view)
         row = self._least(rows, time, score)
         prefill = view.addresses[row]
@@ -159,6 +162,11 @@ class Prices:
             by_count[different] = [cost.transfer_ns(n * view.block_bytes) for n in different]
             time[rows] = by_count[here]
         return time
+
+
+def _queue(view: ClusterView) -> Column:
+    """Tokens still to prefill, as the router knows."""
+    return view.assigned_tokens if view.assigned_prefill is None else view.assigned_prefill
 
 
 def _held(request: PlacementRequest, view: ClusterView) -> Counts:

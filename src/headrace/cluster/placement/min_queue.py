@@ -1,14 +1,15 @@
 """Shortest queue, and decode that pulls (DistServe, arXiv 2401.09670, section 4.3 and its artifact).
 
-A prompt goes to the prefill instance with the fewest tokens given to it and not seen end, ties by name. Nothing is pushed on to decode: the
-KV stays where it was computed until a decode instance has room. An instance has room while it runs fewer sequences than it may, its free
-blocks hold the sequence, and what waits there takes less than a twentieth of its memory. Of those with room the one with the fewest tokens
-takes it; if none has, it waits. So decode never overflows, and a full decode side slows prefill through the memory that held KV takes.
+A prompt goes to the prefill instance with the fewest tokens still to prefill, of those given to it, ties by name. Nothing is pushed on to
+decode: the KV stays where it was computed until a decode instance has room. One has room while it runs fewer sequences than it may, its
+free blocks hold the sequence, and what waits there takes less than a twentieth of its memory. Of those with room the one with the fewest
+tokens takes it; if none has, it waits. So queues stand before decode and not in it, and slow prefill by the memory that held KV takes.
 Reports are late: sequences that the router has given to an instance and that it does not report as running or receiving count as waiting,
-each of the mean size of what was given to it. An instance that has nothing has room for anything, heard of or not; else unknown is no room.
-One that shares the pool in which the KV lies needs no memory for it.
-Leaves out: several groups of KV (their blocks are one sum, so a sequence is taken to need as many of it as it has in one group); batches
-grouped up to the length that saturates a device; cached prefixes, distance.
+each of the mean size of what was given to it. Free is what is reported, or what the context of running sequences leaves, whichever is more.
+An instance that has nothing has room for anything, heard of or not; else unknown is no room. One that shares the pool in which the KV lies
+needs no memory for it.
+Leaves out: several groups of KV (their blocks are one sum, so a sequence is taken to need as many of it as it has in one group); what
+running sequences will still generate; batches grouped up to the length that saturates a device; cached prefixes, distance.
 """
 
 from typing import Annotated
@@ -29,6 +30,9 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    reads_reports = True
+    reads_prefixes = False
+
     def __init__(self, config: Config) -> None:
         self._waiting_share = config.waiting_share
 
@@ -36,10 +40,11 @@ class Policy:
         rows = view.rows_for("prefill")
         if not len(rows):
             return Wait("no instance takes work")
-        row = _lightest(view, rows)
+        queue = view.assigned_tokens if view.assigned_prefill is None else view.assigned_prefill
+        row = rows.item(int(np.argmin(queue[rows])))
         prefill = view.addresses[row]
         decode = prefill if view.takes(row, "decode") else None
-        reasons = {"rule": "min_queue", "queue_tokens": view.assigned_tokens.item(row), "of": len(rows)}
+        reasons = {"rule": "min_queue", "queue_tokens": queue.item(row), "of": len(rows)}
         return Placement(prefill, decode, reasons)
 
     def bind(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | Wait:
@@ -53,7 +58,7 @@ class Policy:
         roomy = rows[self._room(request, view, rows, source)]
         if not len(roomy):
             return Wait("no decode instance has room")
-        return view.addresses[_lightest(view, roomy)]
+        return view.addresses[roomy.item(int(np.argmin(view.assigned_tokens[roomy])))]
 
     def horizon(self, view: ClusterView) -> int:
         return 1
@@ -67,11 +72,10 @@ class Policy:
         unseen = np.maximum(assigned - view.running[rows] - view.receiving[rows], 0)
         waiting = unseen * np.ceil(tokens / np.maximum(assigned, 1) / view.block_size)
         few = waiting < self._waiting_share * view.blocks_total[rows]
+        # What is reported as free is what the instance last heard of its pool: often too little, as what ended since is free too.
+        context = np.ceil(view.tokens_running[rows] / view.block_size) + view.running[rows]
+        free = np.fmax(view.blocks_free[rows], view.blocks_total[rows] - context) - waiting
         # What waits there may wait for the very blocks that are held for this one.
-        memory = beside | (few & (need <= view.blocks_free[rows] - waiting))
+        memory = beside | (few & (need <= free))
         batch = np.fmax(view.running[rows], assigned) < view.sequences_max[rows]
         return (batch & memory) | (assigned <= 0)
-
-
-def _lightest(view: ClusterView, rows: Rows) -> int:
-    return rows.item(int(np.argmin(view.assigned_tokens[rows])))

@@ -24,6 +24,7 @@ class Config(msgspec.Struct, frozen=True):
 
 class Policy:
     reads_reports = False
+    reads_prefixes = False
 
     def __init__(self, config: Config) -> None:
         self._seed = config.seed

@@ -32,6 +32,7 @@ class Config(msgspec.Struct, frozen=True):
 
 class Policy:
     reads_reports = False
+    reads_prefixes = True
 
     def __init__(self, config: Config) -> None:
         self._fetch = config.fetch

@@ -45,8 +45,8 @@ class Config(msgspec.Struct, frozen=True):
     period_ns: Count = 500_000_000
     smoothing: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.3
     """Weight of the newest score in the average."""
-    high: Share = 0.5
-    low: Share = 0.25
+    high: Share = 0.4
+    low: Share = 0.2
     stay_periods: Count = 4
     turns_max: Count = 1
     """Rows that turn in one period."""

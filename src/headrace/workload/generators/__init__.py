@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from headrace import registry
 from headrace.types.errors import ConfigError
 from headrace.types.trace import Trace
-from headrace.workload.settings import modules, settings
+from headrace.workload.settings import settings
 
 __all__ = ["generate", "names"]
 
 
 def names() -> list[str]:
     """Generators, sorted."""
-    return modules("generators")
+    return registry.names("workload.generators")
 
 
 def generate(name: str, values: Mapping[str, Any], seed: int) -> Trace:

@@ -8,17 +8,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from headrace import registry
 from headrace.types.errors import ConfigError
 from headrace.types.trace import Trace
 from headrace.workload.reading import ReadReport, text_of
-from headrace.workload.settings import modules, settings
+from headrace.workload.settings import settings
+
+BEGIN = 16_384
+"""Characters of a file by which its format is found."""
 
 __all__ = ["ReadReport", "find", "names", "read"]
 
 
 def names() -> list[str]:
     """Formats, sorted."""
-    return modules("traces")
+    return registry.names("workload.traces")
 
 
 def read(
@@ -31,7 +35,7 @@ def read(
     """
     path = Path(path)
     text = text_of(path)
-    chosen = format if format is not None else detect(text.lstrip().partition("\n")[0], str(path))
+    chosen = format if format is not None else detect(text[:BEGIN].lstrip().partition("\n")[0], str(path))
     if chosen not in names():
         raise ConfigError(f"no trace format {chosen!r}; there are: {', '.join(names())}")
     module = import_module(f"headrace.workload.traces.{chosen}")

@@ -28,7 +28,7 @@ def parse(text: str, name: str, report: ReadReport, config: Config, sort: bool) 
     return finish(name, rows, arrival, prompt, output, sort=sort, negative=True)
 
 
-def _instants(cells: tuple[str, ...], rows: Rows) -> Ints:
+def _instants(cells: list[str], rows: Rows) -> Ints:
     """Nanoseconds since 1970."""
     try:
         zone_free = [cell.removesuffix("Z").removesuffix("+00:00") for cell in cells]

@@ -43,7 +43,7 @@ def parse(text: str, name: str, report: ReadReport, config: Config, sort: bool) 
     return finish(name, rows, arrival, prompt, output, sort=sort, **columns)
 
 
-def _sessions(cells: tuple[str, ...]) -> Ints:
+def _sessions(cells: list[str]) -> Ints:
     """Numbers from 0; -1 where the row is of no session."""
     numbers: dict[str, int] = {}
     return np.array(

@@ -162,8 +162,7 @@ def parse(text: str, name: str, report: ReadReport, config: Config, sort: bool) 
     )
     category, categories = classes([line.category for line, _ in lines])
     tenant, tenants = classes([line.tenant for line, _ in lines])
-    slos = [Slo(line.ttft_ns, line.tpot_ns) for line, _ in lines]
-    goals = tuple(dict.fromkeys(slos))
+    goal, goals = classes([(line.ttft_ns, line.tpot_ns) for line, _ in lines])
     ids = [line.prompt_blocks for line, _ in lines]
     return finish(
         name,
@@ -179,8 +178,8 @@ def parse(text: str, name: str, report: ReadReport, config: Config, sort: bool) 
         categories=categories,
         tenant=tenant,
         tenants=tenants,
-        goal=np.array([goals.index(slo) for slo in slos], dtype=np.int64),
-        goals=goals,
+        goal=goal,
+        goals=tuple(Slo(*times) for times in goals),
         priority=np.array([line.priority for line, _ in lines], dtype=np.int64),
         session=np.array([line.session for line, _ in lines], dtype=np.int64),
         hidden=np.array([line.hidden for line, _ in lines], dtype=np.int64),
