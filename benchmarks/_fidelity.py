@@ -1,12 +1,12 @@
 """One deployment, live under several loads and simulated under the same: the parts of `fidelity`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from statistics import median
 
 import aiohttp
 import msgspec
@@ -22,7 +22,7 @@ from headrace.types.errors import HeadraceError
 from headrace.types.outcomes import Outcomes, RunData, Series
 from headrace.types.recording import RecordedRequest
 from headrace.types.trace import Trace
-from headrace.workload.client import Target, as_run, run_plan
+from headrace.workload.client import Progress, Target, as_run, ask_model, run_plan
 from headrace.workload.load import LoadConfig, LoadRequest
 from headrace.workload.traces import read
 from headrace.workload.transform import take
@@ -31,11 +31,12 @@ MODELS: dict[str, dict[str, int]] = {
     "small": {"layers": 8, "hidden": 768, "heads": 12, "kv_heads": 4, "head_dim": 64, "intermediate": 2304},
     "0.6b": {},
 }
-"""Sizes by name; `tools/make_model.py` has the others. A decode step of the small one takes about 10 ms with one thread."""
+"""Sizes by name; `tools/make_model.py` has those left out. A decode step of the small one takes about 10 ms with one thread."""
 WARMUPS = 3
 ALONE = "one at a time"
-
-Tick = Callable[[int], None]
+FACTORS = (0.5, 4.0)
+"""Between these the calibration is looked for."""
+HALVINGS = 12
 
 
 def model(name: str) -> Path:
@@ -44,11 +45,12 @@ def model(name: str) -> Path:
     if not (folder / "model.safetensors").exists():
         make(folder, **MODELS[name])
     words = {"<|endoftext|>": 0} | {f"\u0120w{i}": i for i in range(1, VOCABULARY)}
+    spaces = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0",
         "added_tokens": [],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "pre_tokenizer": spaces,
+        "decoder": spaces,
         "model": {"type": "BPE", "vocab": words, "merges": []},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -57,7 +59,7 @@ def model(name: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of the load. Lengths are drawn evenly around these."""
+    """Of the loads. Lengths are drawn evenly around these."""
 
     prompt: int
     output: int
@@ -69,6 +71,15 @@ class Sizes:
     """Requests of the load that asks one at a time."""
     requests_max: int
     burst: int
+    """Requests at once, from which the capacity is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Loads, as shares of the capacity."""
+
+    calibration: float
+    held_out: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +88,14 @@ class Load:
 
     name: str
     rate: float
-    """Requests a second; 0: the next one when the one before has ended."""
+    """Requests a second, a Poisson process; 0: all at once, or one after the other."""
     requests: int
-    in_sample: bool
-    """Its like gave constants of the profile."""
+    repeats: int
+    sample: str = "held out"
+    """"held out" | "in sample of the profile", which has seen its like | "in sample of the calibration"."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One load, once. Rows are requests in order of arrival."""
 
@@ -101,21 +113,25 @@ class Deployment:
     record: Path
     loads: list[Load]
     capacity: float
+    """Requests a second."""
     runs: dict[str, list[Run]] = field(default_factory=dict[str, list[Run]])
     """By load."""
 
 
-def loads_of(shares: tuple[float, ...], capacity: float, sizes: Sizes) -> list[Load]:
+def loads_of(shares: Shares, capacity: float, sizes: Sizes) -> list[Load]:
     """One at a time, and at each share of `capacity` (requests a second)."""
-    found = [Load(ALONE, 0.0, sizes.alone, in_sample=True)]
-    for share in shares:
+    found = [Load(ALONE, 0.0, sizes.alone, sizes.repeats, "in sample of the profile")]
+    for share in sorted((shares.calibration, *shares.held_out)):
         rate = share * capacity
         count = max(5, min(sizes.requests_max, round(rate * sizes.seconds)))
-        found.append(Load(f"{share:.0%}", rate, count, in_sample=False))
+        fitted = share == shares.calibration
+        repeats = min(2, sizes.repeats) if fitted else sizes.repeats
+        sample = "in sample of the calibration" if fitted else "held out"
+        found.append(Load(f"{share:.0%}", rate, count, repeats, sample))
     return found
 
 
-def plan(load: Load, sizes: Sizes, repeat: int) -> list[LoadRequest]:
+def plan(load: Load, sizes: Sizes, repeat: int, vocabulary: int) -> list[LoadRequest]:
     """The same lengths and times in each repeat, with other tokens: nothing is found in the cache."""
     rng, tokens = Random(f"fidelity/{load.name}"), Random(f"fidelity/{load.name}/{repeat}")
     now, made = 0.0, list[LoadRequest]()
@@ -124,7 +140,7 @@ def plan(load: Load, sizes: Sizes, repeat: int) -> list[LoadRequest]:
             rng.randint(round(middle * (1 - sizes.spread)), round(middle * (1 + sizes.spread)))
             for middle in (sizes.prompt, sizes.output)
         )
-        made.append(LoadRequest(now, [tokens.randrange(1, VOCABULARY) for _ in range(prompt)], output))
+        made.append(LoadRequest(now, [tokens.randrange(1, vocabulary) for _ in range(prompt)], output))
         now += rng.expovariate(load.rate) if load.rate else 0.0
     return made
 
@@ -132,96 +148,71 @@ def plan(load: Load, sizes: Sizes, repeat: int) -> list[LoadRequest]:
 class Client:
     """Asks one server, and counts what it has asked."""
 
-    def __init__(self, target: Target, config: LoadConfig, sizes: Sizes, tick: Tick) -> None:
+    def __init__(self, target: Target, config: LoadConfig, vocabulary: int, sizes: Sizes) -> None:
         self._target = target
+        self._vocabulary = vocabulary
         self._config = config
         self._sizes = sizes
-        self._tick = tick
         self.asked = 0
 
-    async def ask(self, load: Load, repeat: int) -> Run:
+    async def ask(self, load: Load, repeat: int, progress: Progress = lambda done, total: None) -> Run:
         """Raises HeadraceError if a request fails."""
-        first, before = self.asked, 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal before
-            self._tick(done - before)
-            before = done
-
-        asked = plan(load, self._sizes, repeat)
-        started = [LoadRequest(0.0, r.prompt, r.output_tokens) for r in asked] if not load.rate else asked
+        first = self.asked
+        asked = plan(load, self._sizes, repeat, self._vocabulary)
         together = 1 if load.name == ALONE else None
-        outcomes = await run_plan(started, self._target, together, progress)
+        outcomes = await run_plan(asked, self._target, together, progress)
         self.asked += len(asked)
-        begun_s = min(outcome.begun_s for outcome in outcomes)
-        made = as_run(self._config, load.name, outcomes, begun_s)
+        made = as_run(self._config, load.name, outcomes, min(outcome.begun_s for outcome in outcomes))
         if not made.outcomes.succeeded.all():
-            raise HeadraceError(f"the server failed requests: {', '.join(filter(None, made.outcomes.errors))}")
+            raise HeadraceError(
+                f"the server failed requests: {', '.join(filter(None, made.outcomes.errors))}"
+            )
         return Run(made, first)
 
 
 @asynccontextmanager
-async def client(url: str, sizes: Sizes, tick: Tick) -> Any:
+async def client(url: str, sizes: Sizes) -> AsyncIterator[Client]:
     """Of a server that is ready."""
-    config = LoadConfig(url=url, vocabulary=VOCABULARY)
+    config = LoadConfig(url=url)
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
     headers = {"content-type": "application/json"}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
-        async with session.get(f"{url}/v1/models") as answer:
-            name = (await answer.json())["data"][0]["id"]
-        yield Client(Target(config, session, name), config, sizes, tick)
+        name, vocabulary = await ask_model(config, session)
+        yield Client(Target(config, session, name), config, vocabulary, sizes)
 
 
 def capacity_of(burst: RunData) -> float:
-    """Requests a second while a burst's middle half ends."""
+    """Requests a second while the middle half of a burst ends."""
     ended_s = np.sort(burst.outcomes.finished_ns) * 1e-9
     low, high = len(ended_s) // 4, 3 * len(ended_s) // 4
     return float((high - low) / max(1e-3, ended_s[high] - ended_s[low]))
 
 
 async def measure(
-    name: str, flags: tuple[str, ...], record: Path, sizes: Sizes, shares: tuple[float, ...], tick: Tick
+    name: str, flags: Sequence[str], record: Path, sizes: Sizes, shares: Shares, progress: Progress
 ) -> Deployment:
-    """All loads in turn, again and again, so that a machine that gets slower or faster does so for all. Raises HeadraceError."""
-    async with (
-        server((*flags, "--record", str(record))) as url,
-        client(url, sizes, tick) as asking,
-    ):
-        await asking.ask(Load(ALONE, 0.0, WARMUPS, in_sample=True), -1)
-        burst = await asking.ask(Load("burst", 0.0, sizes.burst, in_sample=False), 0)
+    """All loads in turn, again and again, so that a machine that gets slower or faster does so for all. `progress` counts requests.
+
+    Raises HeadraceError.
+    """
+    async with server((*flags, "--record", str(record))) as url, client(url, sizes) as asking:
+        await asking.ask(Load(ALONE, 0.0, WARMUPS, 1), -1)
+        burst = await asking.ask(Load("burst", 0.0, sizes.burst, 1), 0)
         capacity = capacity_of(burst.client)
         made = Deployment(name, record, loads_of(shares, capacity, sizes), capacity)
+        done, total = 0, sum(load.requests * load.repeats for load in made.loads)
         for repeat in range(sizes.repeats):
-            for load in made.loads:
-                made.runs.setdefault(load.name, []).append(await asking.ask(load, repeat))
+            for load in (load for load in made.loads if repeat < load.repeats):
+                before = done
+                ran = await asking.ask(
+                    load, repeat, lambda now, _, before=before: progress(before + now, total)
+                )
+                done += load.requests
+                made.runs.setdefault(load.name, []).append(ran)
     return made
 
 
-# What the service recorded
-
-
-def recorded(deployment: Deployment) -> tuple[Trace, list[RecordedRequest]]:
-    """All requests, in order of arrival."""
-    path = deployment.record / TRACE
-    lines = [msgspec.json.decode(line, type=RecordedRequest) for line in path.read_bytes().splitlines()]
-    trace, _ = read(path, "recorded")
-    if len(trace) != len(lines):
-        raise HeadraceError(f"{path} has {len(lines)} lines, of which {len(trace)} could be read")
-    return trace, lines
-
-
-def service_view(lines: list[RecordedRequest], clock_ns: int) -> RunData:
-    """The same run as the service's clock has it: from the API's reading of a request to its being handed the tokens."""
-    outcomes = Outcomes.empty(len(lines))
-    outcomes.arrival_ns[:] = [line.arrival_ns - clock_ns for line in lines]
-    outcomes.prefill_ns[:] = [line.choices[0].prefill_ns - clock_ns for line in lines]
-    outcomes.first_ns[:] = [line.choices[0].first_ns - clock_ns for line in lines]
-    outcomes.finished_ns[:] = [line.choices[0].finished_ns - clock_ns for line in lines]
-    outcomes.prompt[:] = [line.prompt for line in lines]
-    outcomes.output[:] = [line.output[0] for line in lines]
-    outcomes.cached[:] = [line.choices[0].cached for line in lines]
-    span_ns = int(outcomes.finished_ns.max() - outcomes.arrival_ns.min())
-    return RunData("service", 0, "wall", outcomes, Series(np.zeros(0, dtype=np.int64)), {}, span_ns * 1e-9)
+# The other side
 
 
 def simulated_cluster(deployment: Deployment, profile: Path) -> Cluster:
@@ -229,33 +220,91 @@ def simulated_cluster(deployment: Deployment, profile: Path) -> Cluster:
     return cluster_of(resolve(ClusterOptions, deployment.record / CLUSTER, {"profile": profile}))
 
 
+def slowed(cluster: Cluster, factor: float) -> Cluster:
+    """Each step takes so many times as long."""
+    return replace(cluster, members=tuple(replace(member, slow=factor) for member in cluster.members))
+
+
+def calibrated(cluster: Cluster, trace: Trace, live: Sequence[RunData]) -> float:
+    """By which factor all steps must take longer for the mean time end to end to be that of the live runs: what the API and the client take
+    from workers that share the cores with them, and no profile of lone workers knows."""
+    wanted = median(float(each.outcomes.e2e_s().mean()) for each in live)
+    low, high = FACTORS
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        short = float(run(slowed(cluster, middle), trace).outcomes.e2e_s().mean()) < wanted
+        low, high = (middle, high) if short else (low, middle)
+    return (low + high) / 2
+
+
+def service_view(lines: list[RecordedRequest]) -> RunData:
+    """A run as the service's clock has it: from the API's reading of a request to its being handed the tokens."""
+    begin_ns = lines[0].arrival_ns
+    outcomes = Outcomes.empty(len(lines))
+    outcomes.arrival_ns[:] = [line.arrival_ns - begin_ns for line in lines]
+    outcomes.first_ns[:] = [line.choices[0].first_ns - begin_ns for line in lines]
+    outcomes.finished_ns[:] = [line.choices[0].finished_ns - begin_ns for line in lines]
+    outcomes.prompt[:] = [line.prompt for line in lines]
+    outcomes.output[:] = [line.output[0] for line in lines]
+    span_s = int(outcomes.finished_ns.max()) * 1e-9
+    return RunData("service", 0, "wall", outcomes, Series(np.zeros(0, dtype=np.int64)), {}, span_s)
+
+
 @dataclass(frozen=True, slots=True)
-class View:
-    """A load from one side: all live repeats, and the simulation of the first one's arrivals."""
+class Comparison:
+    """One load: all live repeats, and simulations of the first one's arrivals."""
 
+    load: Load
     live: list[RunData]
+    """The client's view. A request arrives when it was sent."""
     simulated: RunData
+    """From the profile alone; its time around a request is before and after the service."""
+    calibrated: RunData
+    """The same, with longer steps."""
+    live_service: list[RunData]
+    """The service's view."""
+    simulated_service: RunData
+    """From the profile alone: arrivals as recorded, without the time around a request."""
 
 
-def views(deployment: Deployment, cluster: Cluster) -> Iterator[tuple[Load, View, View]]:
-    """Of each load, the client's view and the service's.
+class Counterpart:
+    """Simulates what a deployment was asked."""
 
-    For the client's, a request arrives when it was sent, and the profile's time around a request is before and after the service. For the
-    service's, arrivals are the recorded ones and there is no such time.
-    """
-    trace, lines = recorded(deployment)
-    inside = replace(cluster, ingress_ns=0, egress_ns=0)
-    for load in deployment.loads:
-        runs = deployment.runs[load.name]
-        service = [
-            service_view(lines[run.first : run.first + load.requests], lines[run.first].arrival_ns)
-            for run in runs
-        ]
-        asked = take(trace, range(runs[0].first, runs[0].first + load.requests))
-        sent = replace(asked, arrival_ns=np.sort(runs[0].client.outcomes.arrival_ns))
-        heard = replace(asked, arrival_ns=service[0].outcomes.arrival_ns)
-        yield (
-            load,
-            View([each.client for each in runs], run(cluster, sent)),
-            View(service, run(inside, heard)),
-        )
+    def __init__(self, deployment: Deployment, profile: Path) -> None:
+        """Raises ConfigError, HeadraceError."""
+        self._deployment = deployment
+        self._cluster = simulated_cluster(deployment, profile)
+        path = deployment.record / TRACE
+        self._lines = [msgspec.json.decode(s, type=RecordedRequest) for s in path.read_bytes().splitlines()]
+        self._trace, _ = read(path, "recorded")
+        if len(self._trace) != len(self._lines):
+            raise HeadraceError(
+                f"{path}: {len(self._lines)} lines, of which {len(self._trace)} could be used"
+            )
+        fitted = next(load for load in deployment.loads if load.sample.endswith("calibration"))
+        self.factor = calibrated(self._cluster, self._sent(fitted), self._live(fitted))
+        """Of the calibration."""
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """Of each load."""
+        inside = replace(self._cluster, ingress_ns=0, egress_ns=0)
+        for load in self._deployment.loads:
+            sent, runs = self._sent(load), self._deployment.runs[load.name]
+            service = [service_view(self._lines[r.first : r.first + load.requests]) for r in runs]
+            yield Comparison(
+                load,
+                self._live(load),
+                run(self._cluster, sent),
+                run(slowed(self._cluster, self.factor), sent),
+                service,
+                run(inside, replace(sent, arrival_ns=service[0].outcomes.arrival_ns)),
+            )
+
+    def _live(self, load: Load) -> list[RunData]:
+        return [each.client for each in self._deployment.runs[load.name]]
+
+    def _sent(self, load: Load) -> Trace:
+        """The first repeat's requests, by the time at which the client sent each."""
+        first = self._deployment.runs[load.name][0]
+        asked = take(self._trace, range(first.first, first.first + load.requests))
+        return replace(asked, arrival_ns=np.sort(first.client.outcomes.arrival_ns))

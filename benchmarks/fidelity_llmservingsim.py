@@ -16,15 +16,12 @@ from typing import Any
 
 import numpy as np
 from _report import target, write
+from msgspec import structs
 from rich.console import Console
 
-from headrace.cli.catalogue import hardware
-from headrace.cost.arithmetic import kv_spec, shape_of
-from headrace.cost.memory import memory_bytes_for_kv
-from headrace.cost.roofline import Roofline
-from headrace.nodes.limits import InstanceConfig
-from headrace.sim.cluster import Cluster, Member, run
-from headrace.sim.topology import Level, regular
+from headrace.cli.cluster import cluster_of
+from headrace.cli.options import ClusterOptions, Faults
+from headrace.sim.cluster import Cluster, run
 from headrace.types.outcomes import Ints, Outcomes, RunData, Series
 from headrace.types.trace import Trace, make_trace
 from headrace.workload.fidelity import FidelityReport, fidelity, render_fidelity
@@ -33,24 +30,10 @@ from headrace.workload.traces import read
 FOLDER = "llmservingsim"
 LIVE = "live_vllm_RTXPRO6000_Llama-3.1-8B"
 TRACE = "sharegpt-llama-3.1-8b-300.block16.jsonl.gz"
-LLAMA_3_1_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "torch_dtype": "bfloat16",
-}
-DEVICE = "rtx-pro-6000"
+MODEL, DEVICE = "llama-3.1-8b", "rtx-pro-6000"
 BLOCK_SIZE = 16
-UTILIZATION = 0.9
-"""vLLM's default; so are prefix caching and, since 0.14, scheduling one step ahead (`DEPTH`)."""
 DEPTH = 2
-LINK = 25_000_000_000
-"""Bytes a second of a network that one instance does not use."""
+"""Plans in flight: since 0.14 vLLM schedules one step ahead unless told otherwise. Prefix caching is on by default, too."""
 GOALS = {"ttft_mean_ms": 0.12, "tpot_mean_ms": 0.05, "e2e_mean_ms": 0.07, "output_tokens_per_s": 0.05}
 PEERS = {
     "what": "error of means; LLMServingSim on this run (its own summary), and a flat loop of 100 lines with a fitted step time",
@@ -113,24 +96,20 @@ def without_names(trace: Trace) -> Trace:
 
 
 def deployment(folder: Path, *, depth: int = DEPTH, slow: float = 1.0) -> Cluster:
-    """One instance with the limits that the live run's description names."""
+    """One instance with the limits that the live run's description names, as `headrace simulate` makes it from such settings."""
     limits = json.loads((folder / f"{LIVE}.meta.json").read_text())["engine_kwargs"]
-    shape, device = shape_of(LLAMA_3_1_8B), hardware(DEVICE)
-    spec = kv_spec(shape, BLOCK_SIZE, limits["dtype"])
-    tokens_max = limits["max_num_batched_tokens"]
-    room = memory_bytes_for_kv(
-        shape, device, limits["tensor_parallel_size"], utilization=UTILIZATION, tokens_max=tokens_max
+    options = ClusterOptions(
+        model=Path(MODEL),
+        hardware=DEVICE,
+        instances=1,
+        tensor_parallel=limits["tensor_parallel_size"],
+        max_num_seqs=limits["max_num_seqs"],
+        max_num_batched_tokens=limits["max_num_batched_tokens"],
+        block_size=BLOCK_SIZE,
+        faults=Faults(slow={"worker0": slow}),
     )
-    costs = Roofline(shape, device, limits["tensor_parallel_size"])
-    blocks = (room // spec.block_bytes(0),)
-    return Cluster(
-        spec=spec,
-        members=(Member("vllm", "mixed", costs, blocks, slow=slow),),
-        topology=regular((Level("host", LINK, LINK),), hosts=1),
-        instance=InstanceConfig(
-            tokens_max=tokens_max, sequences_max=limits["max_num_seqs"], waiting_max=1 << 20, depth=depth
-        ),
-    )
+    made = cluster_of(options)
+    return replace(made, instance=structs.replace(made.instance, depth=depth))
 
 
 def unqueued(live: RunData, simulated: RunData, instant_s: float) -> dict[str, float]:
@@ -208,7 +187,11 @@ def main() -> None:
         print(f"{key}: {figures[key]}")
     targets = [
         target(
-            f"error of {f.label}", [f.error * 100], "%", f"within {GOALS[f.key]:.0%}", met=f.within(GOALS[f.key])
+            f"error of {f.label}",
+            [f.error * 100],
+            "%",
+            f"within {GOALS[f.key]:.0%}",
+            met=f.within(GOALS[f.key]),
         )
         for f in report.figures
         if f.key in GOALS

@@ -128,3 +128,5 @@ def test_what_is_not_known_counts_by_what_was_given():
     score = DecodeWeights().score(view)
     assert score[0] == 0 and score[1] == pytest.approx(0.5 * 32 / 64 + 0.3 / 2)
     assert not np.isnan(PrefillWeights().score(view)).any()
+    nothing = replace(view, blocks_total=np.full(2, np.nan), sequences_max=np.full(2, np.nan))
+    assert DecodeWeights().score(nothing).tolist() == [0, 0]

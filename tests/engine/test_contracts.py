@@ -1,6 +1,7 @@
 """Contracts of the engine's axes, on whatever policies there are."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.engine.build import (
     memory_of,
     numbers,
     policies_of,
+    reap,
     retire,
     scheduler_of,
     sequence_of,
@@ -146,6 +148,29 @@ def test_a_refusal_lasts_while_it_need_not_be_asked(
 
     if not policy.admit(view_after(0), candidate):
         assert not policy.admit(view_after(steps), candidate)
+
+
+@ADMISSION
+@pytest.mark.parametrize("depth", [1, 2])
+def test_whoever_is_admitted_everybody_finishes(policy: Any, depth: int):
+    """In a memory that does not hold them all, where what ends makes room for the next."""
+    memory = memory_of(24, total=24)
+    memory.pool_free = [0]
+    policies = replace(policies_of(), admission=policy)
+    scheduler = scheduler_of(memory, depth=depth, policies=policies)
+    sequences = [sequence_of(n, 3 + 11 * n, emits_max=3) for n in range(5)]
+    matched(scheduler, *sequences)
+    for _ in range(60):
+        while scheduler.plan(0) is not None:
+            pass
+        if scheduler.inflight:
+            retire(scheduler, sequences)
+        for sequence in list(scheduler.running):
+            if sequence.emitted == sequence.emits_max:
+                scheduler.finished.append(sequence.emitted)
+                scheduler.stop(sequence, ends=True)
+        reap(scheduler)
+    assert [s.emitted for s in sequences] == [3] * 5 and memory.spare[0].total == 24
 
 
 @ORDERING

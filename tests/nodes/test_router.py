@@ -209,6 +209,34 @@ def test_a_block_hash_of_each_delivered_block_is_known_to_the_next_attempt():
     assert again.hashes == (*hashes(1, 2), *hashes(9, 1)) and again.key == key(attempt=1)
 
 
+@pytest.mark.parametrize(("fetch", "told"), [(D, D), (P, None), (Address("x"), None)])
+def test_who_is_asked_for_a_prefix_is_told_to_the_prefill_instance_alone(
+    fetch: Address, told: Address | None
+):
+    router = RouterBench()
+    router.placement.answer = Placement(P, D, fetch=fetch)
+    router.submit()
+    assert (router.one(Start, P).fetch, router.one(Start, D).fetch) == (told, None)
+
+
+def test_work_to_prefill_is_counted_until_it_is_done():
+    router = split()
+
+    def unprefilled() -> list[float]:
+        column = router.core.fleet.view(router.now_ns).assigned_prefill
+        assert column is not None
+        return column.tolist()
+
+    assert unprefilled() == [0, 10]
+    router.hear(P, Begun(key(), 5, 4, fetched=4))
+    assert unprefilled() == [0, 6] and router.core.counters["tokens_prompt_fetched"] == 4
+    router.hear(P, Prefilled(key(), 9))
+    assert unprefilled() == [0, 0]
+    router.submit(2)
+    router.tell(Withdrawn(RequestId(2)))
+    assert unprefilled() == [0, 0]
+
+
 # Several choices
 
 

@@ -101,7 +101,7 @@ def draw_world(seed: int) -> TimingWorld:
         message_ns=draws.pick((1, 1_000, GRID_NS, 50_000)),
         ingress_ns=draws.pick((0, GRID_NS)),
         egress_ns=draws.pick((0, GRID_NS)),
-        report_ns=draws.pick((0, 30_000, 200_000, 1_000_000)),
+        report_ns=draws.pick((0, 100_000, 1_000_000)),
         slowdown=crowding if draws.chance(0.3) else None,
         output_limit=draws.pick((None, None, 4, 60)),
         deadline_ns=deadline_ns,
@@ -147,8 +147,8 @@ def draw_instance(draws: Draws) -> InstanceConfig:
         depth=draws.pick((1, 2, 2)),
         stream_interval=draws.pick((1, 1, 2, 5, 2**30)),
         lease_blocks=draws.pick((0, 1, 4, 16, 100)),
-        hold_ns=draws.pick((3_000_000, 60_000_000_000)),
-        receive_ns=draws.pick((8_000_000, 300_000_000_000)),
+        hold_ns=draws.pick((3_000_000, 60_000_000)),
+        receive_ns=draws.pick((8_000_000, 80_000_000)),
         fence_ns=draws.pick((100_000, 5_000_000)),
         stuck_ns=draws.pick((200_000, 2_000_000)),
     )
@@ -208,7 +208,7 @@ def draw_mishaps(draws: Draws, members: tuple[Member, ...], trace: Trace) -> Mis
 
 def draw_trace(draws: Draws, block_size: int, grid: bool) -> Trace:
     """Requests in bursts, some of which begin as others did, or go on where others ended (perhaps before those end)."""
-    rows = draws.between(1, 14)
+    rows = draws.pick((1, 2, 4, 7, 12))
     hashed = draws.chance(0.6)
     size = draws.pick((block_size, block_size, 2 * block_size, max(1, block_size // 2)))
     long = draws.pick((10, 40, 200))
@@ -236,7 +236,7 @@ def draw_trace(draws: Draws, block_size: int, grid: bool) -> Trace:
             follows.append(-1)
             prompts.append(draws.between(1, long))
             contents.append((row, [("in", row, i) for i in range(400)]))
-        outputs.append(outputs[earlier] if how == "again" and earlier >= 0 else draws.pick((1, 2, 5, 20, 60, 150)))
+        outputs.append(outputs[earlier] if how == "again" and earlier >= 0 else draws.pick((1, 2, 5, 20, 60)))
     more: dict[str, Any] = {}
     if hashed:
         more = _named(prompts, [c for _, c in contents], size)
@@ -355,8 +355,8 @@ class Log:
 def _logged() -> Iterator[Log]:
     """While it lasts, what enters and leaves block tables is written down, and what is given to whom."""
     log = Log()
-    grow, adopt, free, trim, payload_for = (
-        Memory.grow, Memory.adopt, Memory.free, Memory.trim, Audience.payload_for,
+    grow, extend, adopt, free, trim, payload_for = (
+        Memory.grow, Memory.extend, Memory.adopt, Memory.free, Memory.trim, Audience.payload_for,
     )
 
     def lengths(sequence: Running) -> list[int]:
@@ -372,6 +372,11 @@ def _logged() -> Iterator[Log]:
         grown = grow(memory, sequence, blocks)
         added(memory, "grown", sequence, before)
         return grown
+
+    def logged_extend(memory: Memory, sequence: Running) -> None:
+        before = lengths(sequence)
+        extend(memory, sequence)
+        added(memory, "grown", sequence, before)
 
     def logged_adopt(memory: Memory, sequence: Running, table: Any, covered: list[int]) -> None:
         before = lengths(sequence)
@@ -394,6 +399,7 @@ def _logged() -> Iterator[Log]:
 
     with (
         mock.patch.object(Memory, "grow", logged_grow),
+        mock.patch.object(Memory, "extend", logged_extend),
         mock.patch.object(Memory, "adopt", logged_adopt),
         mock.patch.object(Memory, "free", logged_free),
         mock.patch.object(Memory, "trim", logged_trim),
@@ -411,6 +417,10 @@ def differences(fast: Seen, slow: Seen) -> list[str]:
             for row, (a, b) in enumerate(zip(column, slow.columns[name], strict=True))
             if a != b
         ]
+    if any(slow.columns["error"]):
+        # Tokens drawn and not told when a request is given up are not counted, and in whole strides fewer are told.
+        for seen in (fast, slow):
+            seen.counters.pop("tokens_generated", None)
     for name in ("errors", "stuck", "counters", "placements", "tables", "pools", "memories"):
         a, b = getattr(fast, name), getattr(slow, name)
         if a != b:

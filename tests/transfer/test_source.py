@@ -85,3 +85,32 @@ def test_with_one_pool_nothing_is_written():
 def test_a_block_that_is_gone_is_never_sent():
     with pytest.raises(AssertionError, match="trimmed"):
         session(TableRun(1, 0, 20, 1)).advance([[], [-1]], 1, numbers())
+
+
+def moving(*table: TableRun) -> Outgoing:
+    return Outgoing(Dispatch(KEY, Slot(9), table, shared=False, expected=0), TARGET, SPEC, moving=True)
+
+
+def test_a_table_may_be_extended_while_its_blocks_are_sent():
+    outgoing = moving(TableRun(0, 0, 20, 2))
+    ids = numbers()
+    assert moved(outgoing.advance([[5, 6, 7], []], 3, ids)) == [(0, 5, 20), (0, 6, 21)]
+    outgoing.extend((TableRun(0, 2, 30, 1), TableRun(1, 2, 40, 1)))
+    assert moved(outgoing.advance([[5, 6, 7], [-1, -1, 9]], 3, ids)) == [(0, 7, 30), (1, 9, 40)]
+    assert outgoing.skipped == 0 and outgoing.blocks == 4
+
+
+def test_what_a_window_has_passed_meanwhile_is_skipped_and_counted():
+    outgoing = moving(TableRun(0, 0, 20, 2), TableRun(1, 0, 30, 2))
+    writes = outgoing.advance([[5, 6], [-1, 9]], 2, numbers())
+    assert moved(writes) == [(0, 5, 20), (0, 6, 21), (1, 9, 31)]
+    assert sum(w.weight for w in writes) + outgoing.skipped + 1 == expected_weight([2, 2], [2, 1])
+
+
+def test_what_is_not_there_at_all_is_counted_too():
+    outgoing = moving(TableRun(0, 1, 20, 3), TableRun(1, 1, 30, 3))
+    writes = outgoing.advance([[5, 6], [-1, 9]], 2, numbers())
+    outgoing.drop_rest()
+    assert moved(writes) == [(0, 6, 20), (1, 9, 30)]
+    assert sum(w.weight for w in writes) + outgoing.skipped + 1 == expected_weight([3, 3], [2, 1])
+    assert outgoing.advance([[5, 6, 7, 8], [-1, 9, 10, 11]], 4, numbers()) == []

@@ -46,3 +46,13 @@ def test_slots_are_counted_apart():
     a, b = expectations.open(key(1), 2), expectations.open(key(2), 1)
     assert expectations.land(b, 1).complete
     assert not expectations.land(a, 1).complete
+
+
+def test_more_may_be_expected_before_all_is_there():
+    expectations = Expectations()
+    slot = expectations.open(key(1), 3)
+    assert not expectations.land(slot, 2).complete
+    assert expectations.extend(slot, 4) == 7
+    assert not expectations.land(slot, 1).complete and expectations.land(slot, 4).complete
+    with pytest.raises(AssertionError):
+        expectations.extend(slot, 1)

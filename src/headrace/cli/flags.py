@@ -8,12 +8,32 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
+from typer import Context
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from headrace.cli.options import CLUSTERS, Options, PolicyChoice, flag, resolve
 
 Command = Callable[..., None]
 PLAIN = (str, int, float, bool, Path)
 """Types that a flag has; what is more than that is written as text."""
+
+
+class LateGroup(TyperGroup):
+    """The commands of `headrace trace`, which are read when one of them is wanted: numpy takes its time to load."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return self._loaded().list_commands(ctx)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Any:
+        return self._loaded().get_command(ctx, cmd_name)
+
+    def _loaded(self) -> TyperGroup:
+        from headrace.cli.trace import app
+
+        group = get_command(app)
+        assert isinstance(group, TyperGroup)
+        return group
 
 
 class Source:

@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from headrace import __version__
-from headrace.cli.flags import ClusterSource, takes
+from headrace.cli.flags import ClusterSource, LateGroup, RecordingSource, takes
 from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions
 from headrace.types.errors import ConfigError, HeadraceError
 
@@ -265,6 +265,78 @@ def compare(
         jobs=jobs,
         skip_s=skip,
     )
+
+
+@app.command()
+@takes(ClusterOptions, (), RecordingSource())
+def replay(
+    options: ClusterOptions,
+    folder: Path,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Feed each core's journal to a fresh core: all it said must come again"
+        ),
+    ] = False,
+    vary: Annotated[list[str], typer.Option("--vary", help=VARY)] = [],  # noqa: B006 (typer reads it)
+    speedup: Speedup = None,
+    seeds: Seeds = 5,
+    jobs: Jobs = 2,
+    skip: Skip = (0.0, 0.0),
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """What if: simulate what serve --record kept, as it was served, and under other settings; with the error of the simulation.
+
+    headrace replay recording --profile profile.json --vary placement=round_robin,power_of_two --html what-if.html
+    """
+    if verify:
+        from headrace.cli.verify import verify_recording
+
+        sys.exit(0 if verify_recording(folder, Console()) else 1)
+    from headrace.cli.replay import replay as command
+    from headrace.cli.simulate import Outputs
+
+    outputs = Outputs(json=json, html=html)
+    command(options, folder, vary, outputs, speedup=speedup, seeds=seeds, jobs=jobs, skip_s=skip)
+
+
+app.add_typer(
+    typer.Typer(cls=LateGroup, no_args_is_help=True),
+    name="trace",
+    help="Describe, generate, fit and convert traces: who asks for what, and when.",
+)
+
+
+@app.command()
+@takes(EngineOptions)
+def profile(
+    options: EngineOptions,
+    out: Annotated[Path, typer.Option("--out", help="File to write")] = Path("profile.json"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes, in a fraction of the time")] = False,
+) -> None:
+    """Measure the live engine on this machine: what steps, copies and messages cost, for simulations of it."""
+    from headrace.cli.profile import profile as command
+
+    log_to_stderr(logging.WARNING)
+    uvloop.run(command(options, out, quick))
+
+
+@app.command()
+def fuzz(
+    seeds: Annotated[str, typer.Option("--seeds", help="A:B, the seeds from A on and before B")] = "0:1000",
+    jobs: Jobs = 2,
+    seed: Annotated[int | None, typer.Option("--seed", help="Only this one")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Print every event and command of --seed")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Do not stop at the first that fails")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """Run simulated deployments in which things go wrong, with every rule checked at every event, until one breaks."""
+    from headrace.cli.fuzz import fuzz as command
+
+    sys.exit(command(seeds, jobs, seed, trace=trace, keep_going=keep_going, json=json))
 
 
 @app.command()

@@ -60,7 +60,10 @@ def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:
         name: str(value) if name in AXES and not isinstance(value, dict) else value
         for name, value in changes.items()
     }
-    name = ", ".join(f"{key.replace('_', '-')}={_shown(value)}" for key, value in text.items())
+    plain = len(text) == 1 and next(iter(text)) in AXES
+    name = ", ".join(
+        _shown(v) if plain else f"{key.replace('_', '-')}={_shown(v)}" for key, v in text.items()
+    )
     found = varied(options, text, "--vary")
     if {"prefill", "decode"} & set(changes) and "instances" not in changes:
         found = varied(found, {"instances": None}, "--vary")

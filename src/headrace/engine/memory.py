@@ -32,6 +32,8 @@ class Memory:
         self.since_ns = 0
         """Arrival of the request that waited."""
         self._lease_blocks = lease_blocks
+        self.wish = [0] * len(blocks_total)
+        """What is asked for once if it is not in hand, and can be done without."""
         self._asked: tuple[tuple[int, ...], int] | None = None
         """Need and age of the request that the pool knows of."""
 
@@ -81,6 +83,11 @@ class Memory:
                 near = table[-1] + 1 if table else -1
                 for first, size in spare.take(count, near):
                     table.extend(range(first, first + size))
+
+    def extend(self, sequence: Sequence) -> None:
+        """Append one block in hand to each table: a running sequence's tables are of one length."""
+        for table, spare in zip(sequence.tables, self.spare, strict=True):
+            table.append(spare.take(1, table[-1] + 1)[0][0])
 
     def adopt(self, sequence: Sequence, table: tuple[TableRun, ...], covered: list[int]) -> None:
         """Put runs that the pool named into the sequence's tables, in order. They cover so many leading blocks per group, of which those
@@ -202,12 +209,15 @@ class Memory:
             self.short = False
             self._asked = None
             return Lease(need, need)
-        if not any(need) and not low:
+        wish = any(w > s.total for w, s in zip(self.wish, self.spare, strict=True))
+        if not any(need) and not low and not wish:
             return None
         if self._asked is not None and (not any(need) or (need, self.since_ns) == self._asked):
             return None
         self._asked = (need, self.since_ns)
-        want = tuple(max(0, n + ahead - s.total) for n, s in zip(self.need, self.spare, strict=True))
+        most = zip(self.need, self.wish, self.spare, strict=True)
+        want = tuple(max(0, n + ahead - s.total, w - s.total) for n, w, s in most)
+        self.wish = [0] * len(want)
         return Lease(need, want, self.since_ns)
 
     def surplus(self) -> Return | None:

@@ -45,7 +45,13 @@ def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard:
     `overheard`: what is published concerns others (they share the pool, or windows give blocks back), so a filled block ends it.
     """
     size = memory.spec.block_size
-    bound = min(horizon, *(row.emit_limit - row.emitted - row.pending + 1 for row in rows))
+    bound, least = horizon, horizon
+    free: list[int] = []
+    for row in rows:
+        bound = min(bound, row.emit_limit - row.emitted - row.pending + 1)
+        left = memory.covered(row) - row.scheduled
+        least = min(least, left)
+        free.append(left)
     if overheard:
         # A block is filled at its edge; a window leaves one when the token that follows needs it no more.
         edges = [0, *(g.window - 1 for g in memory.spec.groups if g.window)]
@@ -54,7 +60,8 @@ def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard:
     room = 0 if any(memory.need) else memory.headroom()
     if bound <= 1 or room < 0:
         return 1
-    free = [memory.covered(row) - row.scheduled for row in rows]
+    if least >= bound - 1:
+        return bound
     if _blocks(free, bound, size) <= room:
         return bound
     low, high = 1, bound
@@ -106,5 +113,5 @@ def _grow(rows: list[Sequence], repeats: int, memory: Memory) -> None:
         for at in range(memory.covered(row) - row.scheduled, repeats, size)
     ]
     edges.sort()
-    for at, order in edges:
-        memory.grow(rows[order], memory.missing(rows[order], rows[order].scheduled + at + 1))
+    for _, order in edges:
+        memory.extend(rows[order])

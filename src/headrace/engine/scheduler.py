@@ -107,7 +107,7 @@ class Scheduler:
         """To the queue. What has no block that could be cached need not be looked up."""
         self.changed, self._sorted = True, False
         sequence.status = Status.WAITING
-        if not sequence.hashes and sequence.role is not Role.DECODE:
+        if not sequence.hashes:
             sequence.status = Status.MATCHED
             sequence.recomputed, sequence.lost = sequence.recomputed + sequence.lost, 0
             if sequence.role is Role.DECODE:
@@ -236,8 +236,11 @@ class Scheduler:
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
-            if sequence.remaining > 0 and not (lacking and sequence.key in lacking):
-                (prefills if sequence.prefilling else decodes).append(sequence)
+            remaining = sequence.remaining
+            if remaining > 0 and not (lacking and sequence.key in lacking):
+                # As `Sequence.prefilling` says.
+                begun = remaining == 1 and sequence.emitted + sequence.pending > 0
+                (decodes if begun else prefills).append(sequence)
         return StepView(
             now_ns=now_ns,
             decodes=decodes,
@@ -357,13 +360,17 @@ class Scheduler:
 
     def _issue(self, work: list[tuple[Sequence, int]], view: StepView, *, lacking: bool) -> StepPlan:
         self.steps += 1
-        starts = [self._start(sequence) for sequence, _ in work if not sequence.started]
+        starts: list[SequenceStart] = []
         items: list[Work] = []
-        rows = [sequence for sequence, _ in work]
+        rows: list[Sequence] = []
         for sequence, count in work:
-            emits = sequence.scheduled + count == sequence.total + sequence.pending
-            items.append(Work(sequence.key, sequence.scheduled, count, emits))
-            sequence.scheduled += count
+            if not sequence.started:
+                starts.append(self._start(sequence))
+            first = sequence.scheduled
+            emits = first + count == sequence.total + sequence.pending
+            items.append(Work(sequence.key, first, count, emits))
+            rows.append(sequence)
+            sequence.scheduled = first + count
             sequence.pending += emits
             sequence.last_step = self.steps
         plan = StepPlan(

@@ -9,6 +9,7 @@ Life cycle on an instance (`status`):
  6. RECEIVING  (DECODE, after 3) blocks reserved, expectation registered; then RUNNING.
  7. STOPPING   preempted or ended, but a plan in flight, or a write, still uses its blocks.
  8. FENCING    gave up receiving; waits until the source can write no more.
+Before all that, FETCHING: in no queue yet, as its prefix is fetched from another instance (`nodes.fetching`); it goes on as MATCHED.
 Preemption leads from STOPPING back to WAITING; all else leads out of the instance.
 """
 
@@ -28,6 +29,7 @@ class Status(Enum):
     RECEIVING = "receiving"
     STOPPING = "stopping"
     FENCING = "fencing"
+    FETCHING = "fetching"
 
 
 @dataclass(slots=True, eq=False)

@@ -17,9 +17,10 @@ from headrace.engine.sequence import Sequence, Status
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.sending import Sending
-from headrace.types.ids import Address, BlockHash, SequenceKey, Slot
-from headrace.types.kv import TableRun, table_runs
+from headrace.types.ids import Address, SequenceKey, Slot
+from headrace.types.kv import table_runs
 from headrace.types.messages import (
+    Abandon,
     AnyMessage,
     Dispatch,
     Fetch,
@@ -35,6 +36,20 @@ from headrace.types.messages import (
 def errand(key: SequenceKey) -> SequenceKey:
     """The key under which a sequence's prefix is fetched: none that a sequence has, here or at the other."""
     return SequenceKey(key.request, -1 - key.choice, key.attempt)
+
+
+@dataclass(slots=True, eq=False)
+class Wanting:
+    """What is looked up here, before anybody is asked."""
+
+    sequence: Sequence
+    source: Address
+    at: int = 0
+    """Leading blocks that are here,"""
+    count: int = 0
+    """and those behind them that are not."""
+    lacks: bool = False
+    """It waits for blocks to receive them in."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +69,12 @@ class Getting:
 
 @dataclass(slots=True, eq=False)
 class Giving:
-    """What somebody asked for, while our pool looks it up."""
+    """What somebody asked for."""
 
     target: Address
     message: Fetch
+    locked: bool = False
+    """Our pool has locked blocks for it."""
 
 
 class Fetching:
@@ -82,19 +99,19 @@ class Fetching:
         self._receiving = receiving
         self._send = send
         self._goes_on = goes_on
-        self._wanted: dict[SequenceKey, Address] = {}
-        """Sequences that look up their own prefix first -> whom to ask then."""
+        self._wanting: dict[SequenceKey, Wanting] = {}
+        """Sequences that nobody was asked for yet."""
         self._getting: dict[SequenceKey, Getting] = {}
         """By errand."""
+        self._asked: dict[SequenceKey, Giving] = {}
+        """By errand: what our pool looks up."""
         self._giving: dict[SequenceKey, Giving] = {}
-        """By errand."""
-        self._locked: dict[SequenceKey, None] = {}
-        """Errands under which our pool has locked blocks for somebody."""
+        """By errand: what our pool has looked up, and what is being written."""
         self._brought: dict[SequenceKey, int] = {}
 
     @property
     def idle(self) -> bool:
-        return not (self._wanted or self._getting or self._giving or self._locked)
+        return not (self._wanting or self._getting or self._asked or self._giving)
 
     def due_ns(self) -> int:
         """The next timer; 0: none."""
@@ -113,21 +130,44 @@ class Fetching:
         if peer is None or peer.pool == self._info.pool or not worth:
             return False
         sequence.status = Status.FETCHING
-        self._wanted[sequence.key] = source
+        self._wanting[sequence.key] = Wanting(sequence, source)
         self._send(self._info.pool_address, Match(sequence.key, tuple(sequence.hashes), limit))
         return True
 
-    def matched(self, sequence: Sequence, message: Matched, peers: dict[Address, InstanceInfo], now_ns: int) -> None:
-        """Ask for what is missing beyond it; or go on, if nothing is or there is no room for it."""
+    def matched(
+        self, sequence: Sequence, message: Matched, peers: dict[Address, InstanceInfo], now_ns: int
+    ) -> None:
+        """Ask for what is missing beyond it, as soon as there is room for it; or go on, if nothing is."""
         size, memory = self._memory.spec.block_size, self._memory
-        source = self._wanted.pop(sequence.key)
-        at = message.tokens // size
-        sequence.published = [at] * len(sequence.tables)
+        wanting = self._wanting[sequence.key]
+        wanting.at = message.tokens // size
+        sequence.published = [wanting.at] * len(sequence.tables)
         memory.adopt(sequence, message.table, sequence.published)
-        count = min(len(sequence.hashes), (sequence.total - 1) // size) - at
-        needed = [count] * len(sequence.tables)
-        if count <= 0 or source not in peers or memory.pressed or memory.short or not memory.covers(needed):
-            self._goes_on(sequence, message.tokens)
+        wanting.count = min(len(sequence.hashes), (sequence.total - 1) // size) - wanting.at
+        if wanting.count > 0 and not memory.covers(self._blocks(wanting)):
+            memory.wish = [n + wanting.count for n in memory.wish]
+            wanting.lacks = True
+        else:
+            self._ask(wanting, peers, now_ns)
+
+    def leased(self, peers: dict[Address, InstanceInfo], now_ns: int) -> None:
+        """The pool has given what it has. Whose wish it did not fulfil goes on without."""
+        for wanting in [w for w in self._wanting.values() if w.lacks]:
+            if self._memory.short or not any(self._memory.wish):
+                self._ask(wanting, peers, now_ns)
+
+    def _blocks(self, wanting: Wanting) -> list[int]:
+        """Of each group."""
+        return [wanting.count] * len(wanting.sequence.tables)
+
+    def _ask(self, wanting: Wanting, peers: dict[Address, InstanceInfo], now_ns: int) -> None:
+        sequence, source, at, count = wanting.sequence, wanting.source, wanting.at, wanting.count
+        del self._wanting[sequence.key]
+        memory = self._memory
+        # Where others are short nothing is taken that can be done without.
+        room = not memory.pressed and not memory.short and memory.covers(self._blocks(wanting))
+        if count <= 0 or source not in peers or not room:
+            self._goes_on(sequence, at * memory.spec.block_size)
             return
         blocks = [
             [block for first, length in spare.take(count) for block in range(first, first + length)]
@@ -166,7 +206,7 @@ class Fetching:
 
     def dropped(self, sequence: Sequence, now_ns: int) -> None:
         """The sequence leaves: nothing is wanted any more."""
-        self._wanted.pop(sequence.key, None)
+        self._wanting.pop(sequence.key, None)
         self._brought.pop(sequence.key, None)
         key = errand(sequence.key)
         getting = self._getting.get(key)
@@ -192,15 +232,17 @@ class Fetching:
     # The other
 
     def asked(self, target: Address, message: Fetch) -> None:
-        self._giving[message.key] = Giving(target, message)
+        self._asked[message.key] = Giving(target, message)
         limit = len(message.hashes) * self._memory.spec.block_size
         self._send(self._info.pool_address, Match(message.key, message.hashes, limit))
 
     def looked_up(self, message: Matched) -> bool:
         """Our pool has locked what it has of a chain. False: nobody asked for that, or not any more."""
-        giving = self._giving.pop(message.key, None)
+        giving = self._asked.pop(message.key, None)
         if giving is None:
             return False
+        self._giving[message.key] = giving
+        giving.locked = message.tokens > 0
         spec = self._memory.spec
         fetch, have = giving.message, message.tokens // spec.block_size
         tables = [[-1] * have for _ in spec.groups]
@@ -209,26 +251,24 @@ class Fetching:
         asked = Dispatch(fetch.key, fetch.slot, fetch.table, shared=False, expected=0)
         session = self._sending.give(giving.target, asked, tables, have)
         self._send(giving.target, Found(fetch.key, fetch.slot, have, session.skipped))
-        if message.tokens:
-            self._locked[fetch.key] = None
-        self.ended(fetch.key)
+        self._ended(fetch.key)
         return True
 
     def is_about(self, key: SequenceKey) -> bool:
         return key.choice < 0
 
-    def ended(self, key: SequenceKey) -> None:
-        """A write has ended, or no more are made: once all have, nothing is locked any more."""
-        if not self._sending.busy(key):
-            self._sending.keep(key)
-            if self._locked.pop(key, "") is None:
-                self._send(self._info.pool_address, Release(key))
+    def written(self, key: SequenceKey, failed: bool) -> None:
+        """A write of ours has ended. One that failed ends the errand: the asker hears it as soon as no write is in flight."""
+        giving = self._giving[key]
+        if failed:
+            self._sending.abandoned(giving.target, Abandon(key, giving.message.slot))
+        self._ended(key)
 
     def abandoned(self, key: SequenceKey) -> None:
         """The asker has gone on without."""
-        self._giving.pop(key, None)
-        if key in self._locked:
-            self.ended(key)
+        self._asked.pop(key, None)
+        if key in self._giving:
+            self._ended(key)
 
     # Both
 
@@ -237,13 +277,20 @@ class Fetching:
             # Its process has ended: no write can land any more.
             self._receiving.close(key)
             self._end(key)
-        for key in [k for k, g in self._giving.items() if g.target == peer]:
-            del self._giving[key]
+        for key in [k for k, g in self._asked.items() if g.target == peer]:
+            del self._asked[key]
 
     def _give_up(self, key: SequenceKey, getting: Getting, now_ns: int) -> None:
         getting.given_up = True
         getting.due_ns = now_ns + self._config.fence_ns
         self._receiving.abandon(key)
+
+    def _ended(self, key: SequenceKey) -> None:
+        """Once all writes have ended, nothing need be locked any more."""
+        if not self._sending.busy(key):
+            self._sending.keep(key)
+            if self._giving.pop(key).locked:
+                self._send(self._info.pool_address, Release(key))
 
     def _end(self, key: SequenceKey) -> None:
         """Nothing lands any more, and not all has come."""

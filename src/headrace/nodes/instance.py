@@ -10,10 +10,13 @@ Whatever happens (cancel, a lost peer, a failed write, a stage's deadline), a se
 in flight retire first) or FENCING (the source confirms that it writes no more, or has ended).
 """
 
+from collections.abc import Iterable
+
 from headrace.engine.memory import Memory
 from headrace.engine.policies import EnginePolicies
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence, Status, sequence_from
+from headrace.nodes.fetching import Fetching
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.migrating import Migrating
 from headrace.nodes.receiving import Incoming, Receiving
@@ -46,6 +49,8 @@ from headrace.types.messages import (
     Drain,
     Failed,
     Fenced,
+    Fetch,
+    Found,
     InstanceInfo,
     Joined,
     Leased,
@@ -67,7 +72,7 @@ from headrace.types.messages import (
     Tokens,
     Unfenced,
 )
-from headrace.types.plan import Output, StepResult
+from headrace.types.plan import Output, StepResult, Work
 from headrace.types.request import FinishReason
 
 
@@ -94,6 +99,7 @@ class Instance:
             config.depth,
             config.repeats_max,
         )
+        self.scheduler.overheard |= config.overheard
         self._out: list[Command] = []
         self._closes: list[Command] = []
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
@@ -108,6 +114,16 @@ class Instance:
             self._send,
             self._flush,
             self._leave,
+        )
+        self.fetching = Fetching(
+            router,
+            info,
+            config,
+            self.memory,
+            self.sending,
+            self.receiving,
+            self._send,
+            self._goes_on,
         )
         self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self._router = router
@@ -138,7 +154,9 @@ class Instance:
                 self._complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
                 key, failed = self.sending.written(write, ok)
-                if not self.migrating.is_about(key):
+                if self.fetching.is_about(key):
+                    self.fetching.written(key, failed)
+                elif not self.migrating.is_about(key):
                     self._written(key, failed, now_ns)
                 elif failed:
                     self.migrating.failed()
@@ -153,6 +171,7 @@ class Instance:
     def settle(self, now_ns: int) -> list[Command]:
         if self._deadlines:
             self._expire(now_ns)
+        self.fetching.expire(now_ns)
         self._reap()
         self.migrating.settle()
         self._plan(now_ns)
@@ -163,6 +182,7 @@ class Instance:
         while self._reap():
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
+        self.migrating.check()
         self._tell_pool()
         self.sending.tell_quiet()
         self.scheduler.settled()
@@ -177,11 +197,10 @@ class Instance:
 
     def _next_wake_ns(self) -> int:
         """The next timer; 0: none."""
-        due_ns = self.standstill.due_ns
-        if not self._deadlines:
-            return due_ns
-        first_ns = min(self._deadlines.values())
-        return min(first_ns, due_ns) if due_ns else first_ns
+        due = [at_ns for at_ns in (self.standstill.due_ns, self.fetching.due_ns()) if at_ns]
+        if self._deadlines:
+            due.append(min(self._deadlines.values()))
+        return min(due, default=0)
 
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
@@ -197,7 +216,7 @@ class Instance:
     @property
     def idle(self) -> bool:
         """Nothing is held for anyone."""
-        return not self.sequences and self.sending.idle and self.receiving.idle
+        return not self.sequences and self.sending.idle and self.receiving.idle and self.fetching.idle
 
     # Messages
 
@@ -221,9 +240,10 @@ class Instance:
                 if full is not None:
                     self._fail(full, "memory is short", now_ns, retry=True)
             case Matched():
-                self._matched(message)
+                self._matched(message, now_ns)
             case Leased():
                 self.memory.leased(message)
+                self.fetching.leased(self._peers, now_ns)
             case Recall(on, force):
                 self.memory.pressed = on
                 self.scheduler.force = on and (self.scheduler.force or force)
@@ -231,11 +251,16 @@ class Instance:
                     self.scheduler.unlock_waiting()
             case Dispatch():
                 self._dispatched(source, message, now_ns)
-            case Abandon():
+            case Abandon(key):
                 self.sending.abandoned(source, message)
+                self.fetching.abandoned(key)
             case Fenced(key, slot):
-                if self.receiving.fenced(key, slot):
+                if not self.fetching.fenced(key, slot) and self.receiving.fenced(key, slot):
                     self._leave(self.sequences[key])
+            case Fetch():
+                self.fetching.asked(source, message)
+            case Found():
+                self._complete(self.receiving.found(message), now_ns)
             case Tail():
                 self._complete(self.receiving.tail(message), now_ns)
             case Adopted():
@@ -264,6 +289,10 @@ class Instance:
                 self.scheduler.receiving.append(sequence)
                 self.receiving.expect(sequence, shared=True)
                 return
+        elif message.fetch is not None and self.fetching.begin(
+            sequence, message.fetch, self._peers.get(message.fetch)
+        ):
+            return
         self.scheduler.enqueue(sequence)
 
     def _refusal(self, message: Start) -> Refused | Failed | None:
@@ -295,8 +324,13 @@ class Instance:
         if sequence is not None:
             self._drop(sequence, now_ns)
 
-    def _matched(self, message: Matched) -> None:
+    def _matched(self, message: Matched, now_ns: int) -> None:
         sequence = self.sequences.get(message.key)
+        if self.fetching.looked_up(message):
+            return
+        if sequence is not None and sequence.status is Status.FETCHING:
+            self.fetching.matched(sequence, message, self._peers, now_ns)
+            return
         if sequence is None or sequence.status is not Status.MATCHING:
             self._to_pool(Release(message.key))
             return
@@ -313,12 +347,21 @@ class Instance:
             for trim in self.memory.trim(sequence, sequence.total):
                 self._to_pool(trim)
 
+    def _goes_on(self, sequence: Sequence, tokens: int) -> None:
+        """Into the queue, with so many tokens of its prefix locked."""
+        sequence.scheduled = sequence.computed = tokens
+        self.scheduler.enqueue(sequence)
+        sequence.status = Status.MATCHED
+        if self.memory.pressed:
+            self.scheduler.unmatch(sequence)
+
     # Leaving
 
     def _drop(self, sequence: Sequence, now_ns: int) -> None:
         """It has no more to do here: free what it has as soon as nothing can touch it."""
         self._deadlines.pop(sequence.key, None)
         self.sending.stop(sequence.key)
+        self.fetching.dropped(sequence, now_ns)
         if sequence.status is Status.FENCING:
             self._deadlines[sequence.key] = now_ns + self._config.fence_ns
         elif sequence.status is Status.RECEIVING and self.receiving.abandon(sequence.key):
@@ -335,7 +378,8 @@ class Instance:
     def _reap(self) -> bool:
         """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over. True if any."""
         drained = self.scheduler.drained(self.sending.busy)
-        self.scheduler.changed |= bool(drained)
+        if drained and (self.scheduler.waiting or any(self.memory.need)):
+            self.scheduler.changed = True
         for sequence in drained:
             if sequence.ends:
                 self._leave(sequence)
@@ -382,7 +426,8 @@ class Instance:
                 sequence = self.sequences[start.key]
                 if not sequence.begun:
                     sequence.begun = True
-                    self._send(self._router, Begun(start.key, now_ns, start.computed))
+                    fetched = self.fetching.brought(start.key)
+                    self._send(self._router, Begun(start.key, now_ns, start.computed, fetched))
             self._out.append(Execute(plan))
         self._once()
 
@@ -397,8 +442,11 @@ class Instance:
         if not repeats:
             return
         runs: list[TokenRun] = []
-        works = zip(issued.plan.work, issued.rows, strict=True)
-        if result.each:
+        works: Iterable[tuple[Work, Sequence]] = zip(issued.plan.work, issued.rows, strict=True)
+        if result.each and not result.outputs:
+            self._advance(issued.rows, result.each, runs)
+            works = ()
+        elif result.each:
             named = {output.key for output in result.outputs}
             self._advance([s for s in issued.rows if s.key not in named], result.each, runs)
             works = [(work, sequence) for work, sequence in works if work.key in named]
@@ -484,8 +532,11 @@ class Instance:
         message = self.memory.publish(sequence)
         if message is not None:
             self._to_pool(message)
-        for trim in self.memory.trim(sequence, sequence.computed):
-            self._to_pool(trim)
+        if self._windows:
+            before = sum(sequence.trimmed)
+            for trim in self.memory.trim(sequence, sequence.computed):
+                self._to_pool(trim)
+            self.scheduler.changed |= sum(sequence.trimmed) != before
 
     # The source's half of a transfer
 
@@ -539,6 +590,9 @@ class Instance:
 
     def _complete(self, session: Incoming | None, now_ns: int) -> None:
         """All KV is here: the sequence goes on from the tail's token."""
+        if session is not None and session.errand:
+            self.fetching.arrived(session)
+            return
         if session is None or session.sequence.status is not Status.RECEIVING:
             return
         sequence, tail = session.sequence, session.tail
@@ -574,6 +628,7 @@ class Instance:
         self._lost[peer.name] = max(peer.epoch, self._lost.get(peer.name, -1))
         self._peers.pop(peer, None)
         self.migrating.lost(peer)
+        self.fetching.lost(peer)
         for key in self.sending.peer_lost(peer, info):
             # Either it had all, or the router begins anew: nobody will come for what is here.
             self._drop(self.sequences[key], now_ns)

@@ -18,6 +18,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Plans in flight."""
     repeats_max: int = 1
     """How often the executor may run one plan; more than 1 is for executors that keep no block tables."""
+    overheard: bool = False
+    """Somebody beside the instance follows what is published; a repeated plan ends where a block is filled."""
     stream_interval: int = 1
     """New tokens of a sequence are told in groups of so many; the first and the last ones at once (`--stream-interval`)."""
     lease_blocks: int = 32
@@ -26,6 +28,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A prefilled sequence waits so long for its KV to be fetched."""
     receive_ns: int = 300 * SECOND
     """From the dispatch until all KV is here, the source's queue included."""
+    fetch_ns: int = 2 * SECOND
+    """So long a cached prefix is waited for; then it is computed."""
     move_blocks_last: int = 16
     """A sequence that moves leaves the batch when no more blocks than these are left to send,"""
     move_stages_max: int = 3

@@ -117,16 +117,22 @@ class Migrating:
         if self._departure is not None:
             self._keep(self._departure)
 
+    def check(self) -> None:
+        """Has it ended, was it preempted, or has the target given up?"""
+        departure = self._departure
+        if departure is not None:
+            sequence, session = departure.sequence, departure.session
+            gone = sequence.ends or sequence.status not in (Status.RUNNING, Status.HELD)
+            if gone or _dropped(sequence) != departure.mark or (session is not None and session.stopped):
+                self._keep(departure)
+
     def settle(self) -> None:
         """Go on as far as can be, before the next step is planned."""
+        self.check()
         departure = self._departure
         if departure is None:
             return
         sequence, session = departure.sequence, departure.session
-        gone = sequence.ends or sequence.status not in (Status.RUNNING, Status.HELD)
-        if gone or _dropped(sequence) != departure.mark or (session is not None and session.stopped):
-            self._keep(departure)
-            return
         if session is None or departure.asked or not session.quiet:
             return
         if not sequence.paused:

@@ -10,7 +10,7 @@ from headrace.transfer.target import Expectations
 from headrace.types.events import Command, Send
 from headrace.types.ids import Address, SequenceKey, Slot
 from headrace.types.kv import KVSpec, TableRun
-from headrace.types.messages import Abandon, Adopted, Dispatch, Tail
+from headrace.types.messages import Abandon, Adopted, Dispatch, Found, Tail
 
 
 @dataclass(slots=True)
@@ -18,9 +18,14 @@ class Incoming:
     """One session: complete when the slot's count is reached and the tail (and, with one pool, the handover) is among it."""
 
     sequence: Sequence
+    source: Address
     slot: Slot
     shared: bool
+    errand: bool = False
+    """Cached blocks for the sequence, not the sequence itself."""
     tail: Tail | None = None
+    found: Found | None = None
+    """Of an errand."""
     complete: bool = False
 
 
@@ -46,7 +51,7 @@ class Receiving:
         # With one pool the handover counts for one in place of the blocks.
         expected = expected_weight(blocks, self._layers) + shared
         slot = self._expectations.open(sequence.key, expected)
-        self._sessions[sequence.key] = Incoming(sequence, slot, shared)
+        self._sessions[sequence.key] = Incoming(sequence, sequence.source, slot, shared)
         self._out(
             Send(sequence.source, Dispatch(sequence.key, slot, table, shared, expected, sequence.total))
         )
@@ -59,6 +64,21 @@ class Receiving:
         expected = self._expectations.extend(slot, weight)
         dispatch = Dispatch(key, slot, table, shared=False, expected=expected, known=session.sequence.total)
         self._out(Send(session.sequence.source, dispatch))
+
+    def expect_blocks(
+        self, key: SequenceKey, sequence: Sequence, source: Address, table: tuple[TableRun, ...]
+    ) -> Slot:
+        """Register that cached blocks, and a `Found`, will come under this key."""
+        slot = self._expectations.open(key, 1 + sum(r.count * self._layers[r.group] for r in table))
+        self._sessions[key] = Incoming(sequence, source, slot, shared=False, errand=True)
+        return slot
+
+    def found(self, message: Found) -> Incoming | None:
+        """The last piece of an errand."""
+        if not self.takes(message.key, message.slot):
+            return None
+        self._sessions[message.key].found = message
+        return self.landed(message.slot, 1 + message.skipped)
 
     def takes(self, key: SequenceKey, slot: Slot) -> bool:
         """Is this session open?"""
@@ -96,8 +116,7 @@ class Receiving:
         session = self._sessions.get(key)
         if session is None:
             return False
-        assert session.sequence.source is not None
-        self._out(Send(session.sequence.source, Abandon(key, session.slot)))
+        self._out(Send(session.source, Abandon(key, session.slot)))
         if session.shared:
             self.close(key)
             return False
@@ -118,5 +137,5 @@ class Receiving:
             self._expectations.close(session.slot)
 
     def of(self, source: Address) -> list[SequenceKey]:
-        """Sessions fed by this source."""
-        return [k for k, session in self._sessions.items() if session.sequence.source == source]
+        """Sequences that this source feeds."""
+        return [k for k, session in self._sessions.items() if session.source == source and not session.errand]

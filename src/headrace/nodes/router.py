@@ -317,10 +317,11 @@ class Router:
 
     def _goes_on(self, choice: Choice, message: Begun | Prefilled | Joined) -> None:
         match message:
-            case Begun(_, _, cached):
+            case Begun(_, _, cached, fetched):
                 choice.note(message)
                 self._prefilled(choice, cached)
                 self._count("tokens_prompt_hit", cached)
+                self._count("tokens_prompt_fetched", fetched)
                 self._count("tokens_prompt_computed", choice.request.prompt + choice.history - cached)
             case Prefilled():
                 choice.note(message)

@@ -71,6 +71,16 @@ class Sending:
             session.extend(dispatch.table)
         return session
 
+    def give(self, target: Address, dispatch: Dispatch, tables: list[list[int]], ready: int) -> Outgoing:
+        """Send cached blocks, of no sequence here: those of the first `ready` that `tables` has."""
+        assert dispatch.key not in self._sessions
+        session = self._sessions[dispatch.key] = Outgoing(dispatch, target, self._spec, moving=True)
+        for write in session.advance(tables, ready, self._next_write):
+            self._writes[write.write] = dispatch.key
+            self._out(write)
+        session.drop_rest()
+        return session
+
     def push(self, sequence: Sequence, session: Outgoing, ready: int) -> None:
         """Send what is wanted of the logical blocks before `ready`."""
         for write in session.advance(sequence.tables, ready, self._next_write):
@@ -150,12 +160,13 @@ class Sending:
             del self._early[key]
         for key in [k for k, (target, _) in self._fences.items() if target == peer]:
             del self._fences[key]
-        # What moves there stays here: `nodes.migrating` sees to that.
-        keys = [k for k, s in self._sessions.items() if s.target == peer and not (s.stopped or s.moving)]
-        for key in keys:
-            self._sessions[key].stop()
+        open_to = {k: s for k, s in self._sessions.items() if s.target == peer and not s.stopped}
+        for key in open_to:
+            self.stop(key)
+            self._forget_stopped(key)
         self._quiet_due[peer] = info.pool_address
-        return keys
+        # What moves there stays here (`nodes.migrating`), and cached blocks are of no sequence.
+        return [key for key, session in open_to.items() if not session.moving]
 
     def tell_quiet(self) -> None:
         """Tell the pools of lost peers that nothing of ours can land there any more, once that is so."""

@@ -40,8 +40,8 @@ from headrace.types.messages import InstanceInfo
 from headrace.types.outcomes import RunData, goal_columns
 from headrace.types.trace import Trace
 
-BEGIN_NS = 10_000_000
-"""The trace begins when all instances are up."""
+BEGIN_NS = 10 * SECOND
+"""The trace begins then: all instances are up, and known to all."""
 STUCK_NS = 900 * SECOND
 """Nothing at all has come to any client for so long while requests wait: nothing will."""
 REPEATS_MAX = 2**40
@@ -180,7 +180,7 @@ def build(cluster: Cluster, trace: Trace, seed: int, *, every_step: bool = False
     check(cluster, trace)
     loop = Loop()
     names = tuple(m.name for m in cluster.members)
-    instance = msgspec.structs.replace(cluster.instance, repeats_max=1 if every_step else REPEATS_MAX)
+    make = _Maker(cluster, loop, every_step=every_step)
     audience = Audience(
         trace,
         cluster.spec.block_size,
@@ -201,16 +201,16 @@ def build(cluster: Cluster, trace: Trace, seed: int, *, every_step: bool = False
         message_ns=cluster.message_ns,
         block_bytes=tuple(cluster.spec.block_bytes(g) for g in groups),
     )
-    make = _Maker(cluster, instance, loop, seed)
     router = make.router()
     shell = Shell(
         loop,
         KeyedRng(seed),
         ShellConfig(
-            depth=instance.depth,
+            depth=cluster.instance.depth,
             report_ns=cluster.report_ns if make.reports else 0,
             report_growth=2**62,
             notice_ns=cluster.mishaps.notice_ns,
+            last_words_ns=cluster.message_ns + sum(level.latency_ns for level in cluster.topology.levels),
             restart_ns=cluster.mishaps.restart_ns,
         ),
         audience,
@@ -312,9 +312,8 @@ def _data(simulation: Simulation, name: str, seed: int, cpu_s: float) -> RunData
 class _Maker:
     """Cores and workers of a cluster, for its first incarnations and all later ones."""
 
-    def __init__(self, cluster: Cluster, instance: InstanceConfig, loop: Loop, seed: int) -> None:
+    def __init__(self, cluster: Cluster, loop: Loop, *, every_step: bool) -> None:
         self._cluster = cluster
-        self._config = instance
         self._loop = loop
         self._numbers = {m.name: i for i, m in enumerate(cluster.members)}
         self._pool_of = _pools(cluster.members)
@@ -323,6 +322,11 @@ class _Maker:
         if cluster.slowdown is not None:
             self._hosts = {m.place[0]: Host(cluster.slowdown) for m in cluster.members}
         self._placement = self._load("cluster.placement")
+        self._config = msgspec.structs.replace(
+            cluster.instance,
+            repeats_max=1 if every_step else REPEATS_MAX,
+            overheard=self._placement.reads_prefixes,
+        )
         self._roles = self._load("cluster.roles")
         self._rebalance = self._load("cluster.rebalance")
         controls = (self._roles, self._rebalance)

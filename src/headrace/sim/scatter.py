@@ -22,7 +22,7 @@ class Scatter:
         prefill = self._any("prefill", request, view)
         late = self._draw("late", request) < 0.3
         decode = None if late else self._other("decode", request, view, prefill)
-        return Placement(prefill, decode, fetch=self._holder(request, view))
+        return Placement(prefill, decode, fetch=self._holder(request, view, prefill))
 
     def bind(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | Wait:
         if not view.addresses or self._draw("bind later", request) < 0.02:
@@ -32,14 +32,16 @@ class Scatter:
     def horizon(self, view: ClusterView) -> int:
         return 1
 
-    def _holder(self, request: PlacementRequest, view: ClusterView) -> Address | None:
-        """Who is asked for the prefix: mostly nobody; else one that has most of it, or anybody."""
+    def _holder(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | None:
+        """Who is asked for the prefix: nobody; or one that has most of it beside the one that asks; or anybody."""
         drawn = self._draw("fetch", request)
-        if drawn < 0.6 or view.prefixes is None:
+        if drawn < 0.3 or view.prefixes is None:
             return None
-        if drawn < 0.7:
+        if drawn < 0.4:
             return self._any("fetch from", request, view)
-        return view.addresses[int(view.prefixes.hits(request.request.hashes).argmax())]
+        hits = view.prefixes.hits(request.request.hashes)
+        hits[view.addresses.index(prefill)] = -1
+        return view.addresses[int(hits.argmax())]
 
     def _draw(self, what: str, request: PlacementRequest) -> float:
         return self._rng.uniform(f"scatter {what}", request.request.id, request.serial)

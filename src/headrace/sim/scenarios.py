@@ -197,8 +197,12 @@ def _draw_instance(draws: Draws) -> InstanceConfig:
 
 
 def _draw_stages(draws: Draws) -> dict[str, int]:
-    """Of live migrations."""
-    return {"move_blocks_last": draws.pick((0, 1, 2, 16)), "move_stages_max": draws.pick((0, 1, 3))}
+    """Of live migrations, and of fetched prefixes."""
+    return {
+        "move_blocks_last": draws.pick((0, 1, 2, 16)),
+        "move_stages_max": draws.pick((0, 1, 3)),
+        "fetch_ns": draws.pick((50, 500, 20_000)) * MICRO,
+    }
 
 
 def _draw_router(draws: Draws) -> RouterConfig:

@@ -42,6 +42,8 @@ class ShellConfig:
     depth: int = 2
     report_ns: int = 50_000
     """Instances tell how they are this often; 0: never."""
+    last_words_ns: int = 0
+    """What the dead had sent has arrived by then; nobody hears of a death before."""
     report_growth: int = 30
     """In a run of length t they do so every t / this at least."""
 
@@ -181,7 +183,8 @@ class Shell(Generic[U, C, W]):
             return
         self.counts["deaths"] += 1
         now_ns = self.loop.now_ns
-        found_ns = now_ns + self.rng.between(1, self.config.notice_ns, "found", worker.index)
+        notice_ns = self.rng.between(1, self.config.notice_ns, "found", worker.index)
+        found_ns = now_ns + self.config.last_words_ns + notice_ns
         worker.die(now_ns, found_ns)
         self.loop.at(found_ns, self._found, worker)
 

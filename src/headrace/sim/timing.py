@@ -167,9 +167,9 @@ class TimingWorker(Worker):
     # What the shell calls
 
     def receive(self, event: Event, now_ns: int) -> None:
-        """Tell the core first how far its steps have come. A `Start` need not know: it only queues."""
-        starts = isinstance(event, Received) and isinstance(event.message, Start)
-        self._interrupt(now_ns, tell=not starts)
+        """Tell the core first how far its steps have come. A `Start` that asks the pool for nothing only queues, and need not know."""
+        message = event.message if isinstance(event, Received) else None
+        self._interrupt(now_ns, tell=not isinstance(message, Start) or bool(message.hashes))
         super().receive(event, now_ns)
 
     def wake(self, now_ns: int) -> None:
@@ -407,7 +407,9 @@ class TimingWorker(Worker):
         if self._host is None or kind == self.kind:
             self.kind = kind
             return
-        self._kind_before, self.kind, self.kind_since_ps = self.kind, kind, at_ps
+        if at_ps > self.kind_since_ps:
+            self._kind_before, self.kind_since_ps = self.kind, at_ps
+        self.kind = kind
         for other in self._host.workers:
             if other is not self:
                 other.repace(at_ps)
@@ -415,9 +417,12 @@ class TimingWorker(Worker):
     def repace(self, at_ps: int) -> None:
         """What runs beside it has changed: from the next repetition on it goes at another pace."""
         running = self._running
-        if running is not None and running.ended_by(at_ps) + 1 < running.until:
-            running.until = running.ended_by(at_ps) + 1
-            self._arm(running)
+        until = running.ended_by(at_ps) + 1 if running is not None else 0
+        if running is not None and until < running.until:
+            due = min(running.next, running.until)
+            running.until = until
+            if min(running.next, until) != due:
+                self._arm(running)
 
 
 def _ns(at_ps: int) -> int:

@@ -7,8 +7,8 @@ Life cycle:
  4. `done` when the tail is sent and every write is acknowledged: only then are the source's blocks free.
 Cancelled or failed sessions issue nothing more and are `quiet` when their writes in flight are acknowledged. A write that failed fails the
 session: a retry is a new attempt with a new slot, as a doubled write would be counted twice.
-A session whose sequence runs on here (`nodes.migrating`) goes by stages: the target's table is extended, and the tail comes when every write
-is acknowledged.
+A session whose sequence runs on here (`nodes.migrating`) goes by stages: the target's table is extended, and the tail comes when every
+write is acknowledged.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ class Outgoing:
     target: Address
     spec: KVSpec
     moving: bool = False
-    """The sequence runs on meanwhile: what its windows pass need not be sent."""
+    """The sequence, if it is one, runs on meanwhile: what its windows pass need not be sent."""
     wanted: list[deque[tuple[int, int]]] = field(init=False)
     """Per group: (logical block, target's block id) of what is not sent yet, ascending."""
     inflight: dict[WriteId, None] = field(default_factory=dict[WriteId, None])
@@ -70,6 +70,12 @@ class Outgoing:
             moves = merge(sources, targets, len(self.spec.groups[group].layers))
             writes += [self._write(group, m.source, m.target, m.count, next_id()) for m in moves]
         return writes
+
+    def drop_rest(self) -> None:
+        """What is wanted and was not sent will not be."""
+        for group, wanted in zip(self.spec.groups, self.wanted, strict=True):
+            self.skipped += len(wanted) * len(group.layers)
+            wanted.clear()
 
     def acknowledge(self, write: WriteId) -> None:
         del self.inflight[write]

@@ -102,7 +102,9 @@ class Begun(Message, frozen=True):
     key: SequenceKey
     at_ns: int
     cached: int
-    """Tokens found in this instance's pool."""
+    """Tokens found in this instance's pool,"""
+    fetched: int = 0
+    """and those of them that were fetched into it for this sequence."""
 
 
 class Prefilled(Message, frozen=True):
@@ -259,6 +261,31 @@ class Tail(Message, frozen=True):
     """The sequence ran at the source until now: with this message it is the target's."""
 
 
+# Between instances, about cached blocks
+
+
+class Fetch(Message, frozen=True):
+    """Write what your pool has of this chain into `table`, and say `Found`. The key is of this errand, not of a sequence."""
+
+    key: SequenceKey
+    slot: Slot
+    table: tuple[TableRun, ...]
+    """Of the blocks that are wanted."""
+    hashes: tuple[BlockHash, ...]
+    """From the first block on, to the last one wanted."""
+
+
+class Found(Message, frozen=True):
+    """Of weight 1: what the sender's pool has, which it writes."""
+
+    key: SequenceKey
+    slot: Slot
+    blocks: int
+    """Leading blocks of the chain."""
+    skipped: int
+    """Block-layers of the table that it does not write: they count with this."""
+
+
 # Instance to pool
 
 
@@ -385,6 +412,8 @@ AnyMessage = (
     | Report
     | Dispatch
     | More
+    | Fetch
+    | Found
     | Abandon
     | Fenced
     | Tail

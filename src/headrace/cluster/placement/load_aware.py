@@ -178,8 +178,8 @@ def _held(request: PlacementRequest, view: ClusterView) -> Counts:
 
 
 def _share(part: Column, whole: Column) -> Column:
-    """`part / whole` up to 1."""
-    return np.minimum(part / whole, 1)
+    """`part / whole` up to 1; 0 where it is not known."""
+    return np.fmax(np.minimum(part / whole, 1), 0)
 
 
 def _memory(view: ClusterView) -> Column:

@@ -46,7 +46,7 @@ class Policy:
         prices, held = self._priced(view), _held(request, view)
         holder = _holder(held, view, request.serial)
         queue = view.assigned_tokens if view.assigned_prefill is None else view.assigned_prefill
-        most = int(held.item(holder))
+        most = held.item(holder)
         work, fetched = prices.work(request.total, held, most if self._fetch else 0, view)
         time = prices.queues(queue) + work
         room = view.blocks_total * view.block_size - view.assigned_tokens + held
@@ -75,14 +75,12 @@ class Policy:
             self._prices = Prices(view.costs)
         return self._prices
 
-    def _partner(
-        self, row: int, request: PlacementRequest, view: ClusterView, held: Column
-    ) -> Address | None:
+    def _partner(self, row: int, request: PlacementRequest, view: ClusterView, held: Rows) -> Address | None:
         if view.takes(row, "decode"):
             return view.addresses[row]
         return None if self._late else self._decode(request, view, held)
 
-    def _decode(self, request: PlacementRequest, view: ClusterView, held: Column) -> Address:
+    def _decode(self, request: PlacementRequest, view: ClusterView, held: Rows) -> Address:
         """The lightest row, or the lightest of those that hold most, whichever costs less in all."""
         rows, prices = view.rows_for("decode"), self._priced(view)
         load, here = view.assigned_tokens[rows], held[rows]
@@ -116,15 +114,16 @@ class Prices:
         """To prefill so many tokens, each row."""
         return tokens * self._rates
 
-    def work(self, total: int, held: Column, most: int, view: ClusterView) -> tuple[Column, Flags]:
+    def work(self, total: int, held: Rows, most: int, view: ClusterView) -> tuple[Column, Flags]:
         """To compute what a row does not hold of a prompt; or, where that is flagged and no slower, to fetch up to `most` first."""
         if not self.known:
-            return total - held, np.zeros(len(held), dtype=np.bool_)
+            return (total - held).astype(np.float64), np.zeros(len(held), dtype=np.bool_)
         count, block_size = len(self._different), view.block_size
-        keys = (held // block_size).astype(np.int64) * count + self._kinds
+        keys = held // block_size * count + self._kinds
         times = np.zeros(keys.max() + 1)
-        fetched = np.zeros(len(times), dtype=np.bool_)
-        for key in np.flatnonzero(np.bincount(keys)).tolist():
+        fetched, present = np.zeros((2, len(times)), dtype=np.bool_)
+        present[keys] = True
+        for key in np.flatnonzero(present).tolist():
             costs, here = self._different[key % count], key // count * block_size
             times[key] = _compute(costs, total, here)
             if most > here and view.block_bytes:
@@ -134,7 +133,7 @@ class Prices:
                 times[key] = min(other, times[key])
         return times[keys], fetched[keys]
 
-    def decode(self, request: PlacementRequest, view: ClusterView, held: float, row: int) -> float:
+    def decode(self, request: PlacementRequest, view: ClusterView, held: int, row: int) -> float:
         """To send what a row does not hold, and to give every token that the request may give, at the row's present load."""
         missing, context = request.total - held, int(view.assigned_tokens.item(row)) + request.total
         costs = view.costs[row] if self.known and view.block_bytes else None
@@ -142,7 +141,7 @@ class Prices:
             return missing + context
         step = costs.decode(int(view.assigned.item(row)) + 1, context)
         steps_ns = request.request.tokens_max * (step.fixed_ps + step.slope_ps * context) / 1000
-        return costs.transfer_ns(int(missing * view.block_bytes / view.block_size)) + steps_ns
+        return costs.transfer_ns(missing * view.block_bytes // view.block_size) + steps_ns
 
 
 def _compute(costs: Costs, total: int, held: int) -> float:
@@ -150,17 +149,17 @@ def _compute(costs: Costs, total: int, held: int) -> float:
     return costs.step_ps([(total - held, held)], 0, 0) / 1000
 
 
-def _held(request: PlacementRequest, view: ClusterView) -> Column:
+def _held(request: PlacementRequest, view: ClusterView) -> Rows:
     """Leading tokens that each row holds, in full blocks; one token at least is always computed."""
     if view.prefixes is None:
-        return np.zeros(len(view.addresses))
-    hits = view.prefixes.hits(request.request.hashes)
+        return np.zeros(len(view.addresses), dtype=np.int64)
+    hits = view.prefixes.hits(request.request.hashes).astype(np.int64)
     return np.minimum(hits, (request.total - 1) // view.block_size) * view.block_size
 
 
-def _holder(held: Column, view: ClusterView, serial: int) -> int:
+def _holder(held: Rows, view: ClusterView, serial: int) -> int:
     """Who could send the most: rows that hold equally much take turns."""
-    able = np.where(view.draining, -1.0, held)
+    able = np.where(view.draining, -1, held)
     most = np.flatnonzero(able == able.max())
     return most.item(serial % len(most))
 

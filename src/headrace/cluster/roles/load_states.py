@@ -60,8 +60,13 @@ class Policy:
         self.period_ns = config.period_ns
         self.state = State.NORMAL
         self._config = config
-        self._loads: dict[Address, Column] = {}
-        """Smoothed scores, [side]."""
+        self._addresses: tuple[Address, ...] = ()
+        self._leanings: tuple[str, ...] = ()
+        self._rows: dict[Address, int] = {}
+        self._sides = np.zeros(0, dtype=np.int64)
+        """Index into `SIDES` of each row's leaning; -1: it leans to both."""
+        self._loads = np.zeros((0, 2))
+        """Smoothed scores, [row, side]."""
         self._homes: dict[Address, str] = {}
         self._away: dict[Address, int] = {}
         """Rows that have turned, and for how many periods."""
@@ -69,11 +74,9 @@ class Policy:
         """Periods in which both sides were at one extreme."""
 
     def turn(self, view: ClusterView) -> dict[Address, str]:
+        self._look(view)
         loads = self._smooth(view)
-        self._remember(view)
-        rows = [
-            [i for i in np.flatnonzero(~view.draining).tolist() if view.leanings[i] == side] for side in SIDES
-        ]
+        rows = [np.flatnonzero((self._sides == side) & ~view.draining).tolist() for side in (0, 1)]
         if not all(rows):
             self.state = State.NORMAL
             return self._home()
@@ -92,21 +95,32 @@ class Policy:
         self._away |= {a: 0 for a, leaning in turned.items() if leaning != self._homes[a]}
         return turned
 
+    def _look(self, view: ClusterView) -> None:
+        """Who is there, who is away, and where everybody is at home: as first seen, or as somebody else has said since."""
+        if view.addresses != self._addresses:
+            before, rows = self._loads, self._rows
+            self._rows = {a: row for row, a in enumerate(view.addresses)}
+            kept = [rows.get(a, -1) for a in view.addresses]
+            fresh = self._scores(view)
+            self._loads = np.array([before[k] if k >= 0 else fresh[i] for i, k in enumerate(kept)]).reshape(
+                -1, 2
+            )
+        leanings = {a: view.leanings[self._rows[a]] for a in self._away if a in self._rows}
+        self._away = {a: self._away[a] + 1 for a, leaning in leanings.items() if leaning != self._homes[a]}
+        if view.addresses != self._addresses or view.leanings != self._leanings:
+            now = zip(view.addresses, view.leanings, strict=True)
+            self._homes = {a: self._homes[a] if a in self._away else leaning for a, leaning in now}
+            sides = [SIDES.index(leaning) if leaning in SIDES else -1 for leaning in view.leanings]
+            self._sides = np.array(sides, dtype=np.int64)
+            self._addresses, self._leanings = view.addresses, view.leanings
+
+    def _scores(self, view: ClusterView) -> Column:
+        return np.stack([self._config.prefill.score(view), self._config.decode.score(view)], axis=1)
+
     def _smooth(self, view: ClusterView) -> Column:
         """Scores of all rows, [row, side], each averaged with what it was."""
-        config = self._config
-        fresh = np.stack([config.prefill.score(view), config.decode.score(view)], axis=1)
-        before = np.array([self._loads.get(a, fresh[i]) for i, a in enumerate(view.addresses)])
-        loads = before.reshape(-1, 2) + config.smoothing * (fresh - before.reshape(-1, 2))
-        self._loads = dict(zip(view.addresses, loads, strict=True))
-        return loads
-
-    def _remember(self, view: ClusterView) -> None:
-        """Who is away, and where everybody is at home: as first seen, or as somebody else has said since."""
-        leanings = dict(zip(view.addresses, view.leanings, strict=True))
-        away = {a: n + 1 for a, n in self._away.items() if leanings.get(a, self._homes[a]) != self._homes[a]}
-        self._homes = {a: self._homes[a] if a in away else leaning for a, leaning in leanings.items()}
-        self._away = away
+        self._loads = self._loads + self._config.smoothing * (self._scores(view) - self._loads)
+        return self._loads
 
     def _is_short(self, load: list[float], side: int) -> bool:
         return load[side] >= self._config.high and load[1 - side] <= self._config.low
