@@ -179,7 +179,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="one made before, with the same model and threads")
     parser.add_argument("--keep-profile", type=Path, help="where to keep the one that is made")
     parser.add_argument("--quick", action="store_true", help="few requests, one repeat, the bundled model")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals, each run")
+    parser.add_argument("--seconds", type=float, default=9.0, help="of arrivals, each run")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--output", type=int, default=48)
     parser.add_argument("--spread", type=float, default=0.5)
@@ -195,7 +195,7 @@ def sizes_of(o: argparse.Namespace) -> Sizes:
 
 def main() -> None:
     o = parse()
-    sizes, begun_s, console = sizes_of(o), perf_counter(), Console()
+    sizes, begun_s, console = sizes_of(o), perf_counter(), Console(width=None if sys.stdout.isatty() else 120)
     figures: dict[str, Any] = {}
     targets: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="headrace-fidelity-") as temporary:

@@ -20,7 +20,7 @@ from msgspec import structs
 from rich.console import Console
 
 from headrace.cli.cluster import cluster_of
-from headrace.cli.options import ClusterOptions, Faults
+from headrace.cli.options import ClusterOptions
 from headrace.sim.cluster import Cluster, run
 from headrace.types.outcomes import Ints, Outcomes, RunData, Series
 from headrace.types.trace import Trace, make_trace
@@ -81,13 +81,13 @@ def read_live(folder: Path) -> RunData:
 
 
 def read_requests(folder: Path, live: RunData) -> Trace:
-    """The trace with the live run's arrivals."""
+    """The trace with the live run's arrivals. Later turns share prompts with earlier ones only: the live answers were other ones than those
+    that the trace's later prompts contain, so nothing of an answer was found again."""
     trace, _ = read(folder / TRACE)
-    if not np.array_equal(trace.prompt, live.outcomes.prompt) or not np.array_equal(
-        trace.output, live.outcomes.output
-    ):
+    asked, given = live.outcomes.prompt, live.outcomes.output
+    if not np.array_equal(trace.prompt, asked) or not np.array_equal(trace.output, given):
         raise SystemExit("the trace and the live run are not of the same requests")
-    return replace(trace, arrival_ns=live.outcomes.arrival_ns)
+    return replace(trace, arrival_ns=live.outcomes.arrival_ns, follows=np.full_like(trace.follows, -1))
 
 
 def without_names(trace: Trace) -> Trace:
@@ -98,17 +98,17 @@ def without_names(trace: Trace) -> Trace:
 def deployment(folder: Path, *, depth: int = DEPTH, slow: float = 1.0) -> Cluster:
     """One instance with the limits that the live run's description names, as `headrace simulate` makes it from such settings."""
     limits = json.loads((folder / f"{LIVE}.meta.json").read_text())["engine_kwargs"]
-    options = ClusterOptions(
-        model=Path(MODEL),
-        hardware=DEVICE,
-        instances=1,
-        tensor_parallel=limits["tensor_parallel_size"],
-        max_num_seqs=limits["max_num_seqs"],
-        max_num_batched_tokens=limits["max_num_batched_tokens"],
-        block_size=BLOCK_SIZE,
-        faults=Faults(slow={"worker0": slow}),
-    )
-    made = cluster_of(options)
+    stated = {
+        "model": MODEL,
+        "hardware": DEVICE,
+        "instances": 1,
+        "tensor_parallel": limits["tensor_parallel_size"],
+        "max_num_seqs": limits["max_num_seqs"],
+        "max_num_batched_tokens": limits["max_num_batched_tokens"],
+        "block_size": BLOCK_SIZE,
+        "faults": {"slow": {"worker0": slow}},
+    }
+    made = cluster_of(ClusterOptions.model_validate(stated))
     return replace(made, instance=structs.replace(made.instance, depth=depth))
 
 

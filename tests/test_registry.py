@@ -10,6 +10,8 @@ AXES = (
     "engine.ordering",
     "engine.preemption",
     "cluster.placement",
+    "cluster.roles",
+    "cluster.rebalance",
     "kv.evict",
 )
 ALL = [(axis, name) for axis in AXES for name in registry.names(axis)]

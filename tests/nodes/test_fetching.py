@@ -12,6 +12,7 @@ from headrace.types.messages import (
     Fenced,
     Fetch,
     Found,
+    Lease,
     Leased,
     Match,
     Matched,
@@ -97,11 +98,45 @@ def test_the_other_has_nothing():
     assert node.one(Begun).fetched == 0
 
 
-@pytest.mark.parametrize(
-    "why", ["stranger", "same pool", "no full block", "all is here", "no room", "pressed"]
-)
+def poor() -> InstanceBench:
+    """P has two blocks in hand and would receive four."""
+    node = InstanceBench(P, spare=2)
+    node.meet((D, 1))
+    node.hear(ROUTER, ask())
+    node.hear(POOL, Matched(key(), 0, ()))
+    assert not node.sent(Fetch) and node.one(Lease, POOL) == Lease((0,), (2,), 0)
+    return node
+
+
+def test_room_is_asked_for():
+    node = poor()
+    node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 40, 2),), False, (9,)))
+    assert sorted((run.first, run.count) for run in node.one(Fetch, D).table) == [(0, 2), (40, 2)]
+    assert node.core.memory.wish == [0]
+
+
+def test_without_room_it_is_computed():
+    node = poor()
+    node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 40, 1),), False, (0,)))
+    assert not node.sent(Fetch) and node.one(Lease, POOL).need == (2,), "for computing it"
+    node.hear(POOL, Leased((BlockRun(PoolId(0), 0, 50, 4),), False, (0,)))
+    assert computed(node) == 0
+
+
+def test_what_is_freed_is_room_as_well():
+    node = InstanceBench(P, spare=3)
+    node.meet((D, 1))
+    node.begin(start(2, 3, emits_max=1))
+    node.hear(ROUTER, ask())
+    node.hear(POOL, Matched(key(), 4, (TableRun(0, 0, 50, 1),)))
+    assert node.one(Lease), "of three blocks in hand one is in use"
+    node.step()
+    assert node.one(Fetch, D).slot == Slot(0)
+
+
+@pytest.mark.parametrize("why", ["stranger", "same pool", "no full block", "all is here", "pressed"])
 def test_nobody_is_asked(why: str):
-    node = InstanceBench(P, spare=2 if why == "no room" else 32)
+    node = InstanceBench(P)
     node.meet((D, 0 if why == "same pool" else 1))
     if why == "pressed":
         node.hear(POOL, Recall(on=True, force=False))

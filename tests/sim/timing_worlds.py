@@ -36,6 +36,7 @@ from tests.cost.models import QWEN3_06B
 
 MICRO_PS = 1_000_000
 GRID_NS = 10_000
+BEGIN_NS = 10_000_000
 EVENTS_MAX = 300_000
 AXES = ("engine.batching", "engine.admission", "engine.ordering", "engine.preemption")
 
@@ -398,6 +399,8 @@ def _logged() -> Iterator[Log]:
         return payload_for(audience, start, target)
 
     with (
+        # Else most of a small world would be reports of idle instances.
+        mock.patch("headrace.sim.cluster.BEGIN_NS", BEGIN_NS),
         mock.patch.object(Memory, "grow", logged_grow),
         mock.patch.object(Memory, "extend", logged_extend),
         mock.patch.object(Memory, "adopt", logged_adopt),

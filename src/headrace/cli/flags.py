@@ -13,8 +13,10 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from headrace.cli.options import CLUSTERS, Options, PolicyChoice, flag, resolve
+from headrace.types.errors import ConfigError
 
 Command = Callable[..., None]
+EXAMPLES = tuple(sorted(path.stem for path in CLUSTERS.glob("*.yaml")))
 PLAIN = (str, int, float, bool, Path)
 """Types that a flag has; what is more than that is written as text."""
 
@@ -62,17 +64,20 @@ class ClusterSource(Source):
         typer.Argument(
             metavar="[CLUSTER.YAML]",
             help="The deployment: YAML, keys named as the flags, the same that serve --config takes; or an example's name: "
-            + ", ".join(sorted(path.stem for path in CLUSTERS.glob("*.yaml"))),
+            + ", ".join(EXAMPLES),
             show_default=False,
         ),
     ]
     kept = "file"
 
     def file(self, given: Path | None) -> tuple[Path | None, str]:
-        example = CLUSTERS / f"{given}.yaml"
-        if given is not None and given.name == str(given) and not given.exists() and example.is_file():
-            return example, f"{given}"
-        return given, f"{given}"
+        if given is None or given.exists():
+            return given, f"{given}"
+        if str(given) in EXAMPLES:
+            return CLUSTERS / f"{given}.yaml", f"{given}"
+        raise ConfigError(
+            f"there is no file {given}, and no example of that name; there are: {', '.join(EXAMPLES)}"
+        )
 
 
 class RecordingSource(Source):
@@ -86,7 +91,10 @@ class RecordingSource(Source):
     kept = "folder"
 
     def file(self, given: Path | None) -> tuple[Path | None, str]:
-        path = None if given is None else given / "cluster.yaml"
+        assert given is not None
+        path = given / "cluster.yaml"
+        if not path.is_file():
+            raise ConfigError(f"{given} is no recording of `headrace serve --record`: it has no cluster.yaml")
         return path, f"{path}"
 
 

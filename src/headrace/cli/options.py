@@ -359,12 +359,15 @@ def read(file: Path | None, source: str = "--config") -> dict[str, Any]:
     """What a settings file says, by field. Raises ConfigError for a key that no command knows, with the nearest one."""
     if file is None:
         return {}
+    where = source if source == str(file) else f"{source} {file}"
     try:
         stated = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{source} {file}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: {error}") from error
     if not isinstance(stated, dict):
-        raise ConfigError(f"{source} {file}: expected `key: value` lines, keys as the flags are named")
+        raise ConfigError(f"{where}: expected `key: value` lines, keys as the flags are named")
     return {field_of(str(key), f"{source}:"): value for key, value in stated.items()}
 
 

@@ -58,6 +58,7 @@ def simulate(
         console.print(note, markup=False)
     with progress_bar(Console(stderr=True)) as progress:
         run = play(options, trace, seed, name, every_step=every_step, progress=progress)
+    run.settings["trace"] = workload.trace
     report = summarize(run, skip_s)
     console.print(render(report))
     facts = run.facts

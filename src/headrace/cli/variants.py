@@ -60,9 +60,9 @@ def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:
         name: str(value) if name in AXES and not isinstance(value, dict) else value
         for name, value in changes.items()
     }
-    plain = len(text) == 1 and next(iter(text)) in AXES
-    name = ", ".join(
-        _shown(v) if plain else f"{key.replace('_', '-')}={_shown(v)}" for key, v in text.items()
+    name = " + ".join(
+        _shown(value) if key in AXES else f"{key.replace('_', '-')}={_shown(value)}"
+        for key, value in text.items()
     )
     found = varied(options, text, "--vary")
     if {"prefill", "decode"} & set(changes) and "instances" not in changes:
@@ -71,9 +71,10 @@ def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:
 
 
 def _shown(value: Any) -> str:
+    """As in a settings file, but shorter."""
     if not isinstance(value, dict):
-        return str(value)
-    rest = ", ".join(f"{key}={each}" for key, each in value.items() if key != "name")
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    rest = ", ".join(f"{key}={_shown(each)}" for key, each in value.items() if key != "name")
     return f"{value['name']}({rest})" if "name" in value else f"({rest})"
 
 

@@ -192,7 +192,7 @@ class Memory:
 
     def messages(self) -> tuple[Return | Lease, ...]:
         """What to say to the pool now."""
-        if not self.short and len(self.spare) == 1:
+        if not self.short and len(self.spare) == 1 and not self.wish[0]:
             spare, need = self.spare[0].total, self.need[0]
             low = not self.pressed and self._asked is None and self.pool_free[0] > 0
             if need <= spare <= self._kept(need) and not (low and spare < self._lease_blocks // 2):

@@ -39,10 +39,11 @@ class Issued:
         return self.plan.step + self.repeats + self.left - 1
 
 
-def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard: bool) -> int:
+def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard: bool, watched: bool) -> int:
     """How often a plan of decodes may run before its instance would say or ask anything but tokens. Rows count this plan's first run.
 
     `overheard`: what is published concerns others (they share the pool, or windows give blocks back), so a filled block ends it.
+    `watched`: something waits for memory, and what it lacks is worked out anew whenever some is used.
     """
     size = memory.spec.block_size
     bound, least = horizon, horizon
@@ -56,8 +57,7 @@ def repeat_max(rows: list[Sequence], horizon: int, memory: Memory, *, overheard:
         # A block is filled at its edge; a window leaves one when the token that follows needs it no more.
         edges = [0, *(g.window - 1 for g in memory.spec.groups if g.window)]
         bound = min(bound, *((edge - row.scheduled) % size + 1 for edge in edges for row in rows))
-    # What waits for memory is asked for anew whenever some is used.
-    room = 0 if any(memory.need) else memory.headroom()
+    room = 0 if watched else memory.headroom()
     if bound <= 1 or room < 0:
         return 1
     if least >= bound - 1:

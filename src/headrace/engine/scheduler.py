@@ -70,6 +70,8 @@ class Scheduler:
         """Others are concerned when a block is published: they share the pool, or windows give blocks back."""
         self.changed = False
         """Something has happened since the last plan that may change the next."""
+        self.refused = False
+        """The first that waits would fit and was not let in: once memory is used it will not fit, and be asked for."""
         self.once: list[StepId] = []
         """Plans that were open and are to run once, not said yet."""
         self._retired_now = False
@@ -206,6 +208,7 @@ class Scheduler:
             self._look_ahead()
             return None
         self._sort(now_ns)
+        self.refused = False
         if self.force and self._stop_for(None, list(self.running)) is not None:
             self.force = False
         lacking = self._secure()
@@ -313,6 +316,7 @@ class Scheduler:
             view = self._admission_view(missing)
             fits = all(n <= f for n, f in zip(missing, view.blocks_free, strict=True))
             if fits and not self.policies.admission.admit(view, sequence):
+                self.refused = True
                 break
             if not self.memory.covers(missing):
                 # What is free in the pool is only known from its last answer: asking is how to hear of more.
@@ -394,7 +398,8 @@ class Scheduler:
         if self._repeats_max == 1 or any(w.count > 1 or not w.emits for w in items):
             return 1
         horizon = min(self._repeats_max, self.policies.horizon(view))
-        return repeat_max(rows, horizon, self.memory, overheard=self.overheard)
+        watched = self.refused or any(self.memory.need)
+        return repeat_max(rows, horizon, self.memory, overheard=self.overheard, watched=watched)
 
     def _start(self, sequence: Sequence) -> SequenceStart:
         sequence.started = True

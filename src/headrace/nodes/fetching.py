@@ -152,9 +152,17 @@ class Fetching:
 
     def leased(self, peers: dict[Address, InstanceInfo], now_ns: int) -> None:
         """The pool has given what it has. Whose wish it did not fulfil goes on without."""
-        for wanting in [w for w in self._wanting.values() if w.lacks]:
-            if self._memory.short or not any(self._memory.wish):
+        if self._memory.short or not any(self._memory.wish):
+            for wanting in [w for w in self._wanting.values() if w.lacks]:
                 self._ask(wanting, peers, now_ns)
+
+    def settle(self, peers: dict[Address, InstanceInfo], now_ns: int) -> None:
+        """What is freed here is room, too."""
+        for wanting in [w for w in self._wanting.values() if w.lacks]:
+            if self._memory.covers(self._blocks(wanting)):
+                self._ask(wanting, peers, now_ns)
+        if any(self._memory.wish) and not any(w.lacks for w in self._wanting.values()):
+            self._memory.wish = [0] * len(self._memory.wish)
 
     def _blocks(self, wanting: Wanting) -> list[int]:
         """Of each group."""

@@ -183,6 +183,7 @@ class Instance:
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
         self.migrating.check()
+        self.fetching.settle(self._peers, now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
         self.scheduler.settled()

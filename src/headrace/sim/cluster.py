@@ -217,7 +217,7 @@ def build(cluster: Cluster, trace: Trace, seed: int, *, every_step: bool = False
         fabric,
         make.worker,
         journal=False,
-        acquainted=_acquainted,
+        acquainted=make.acquainted,
     )
     shell.add_router(router)
     for pool, blocks in make.pools.items():
@@ -329,6 +329,7 @@ class _Maker:
         )
         self._roles = self._load("cluster.roles")
         self._rebalance = self._load("cluster.rebalance")
+        self._wide = self._rebalance is not None or self._placement.reads_prefixes
         controls = (self._roles, self._rebalance)
         self.reports = self._placement.reads_reports or any(policy is not None for policy in controls)
 
@@ -376,6 +377,13 @@ class _Maker:
             block_bytes=sum(spec.block_bytes(group) for group in range(len(spec.groups))),
         )
 
+    def acquainted(self, worker: Worker, node: Node) -> bool:
+        """Who deals with whom beyond what messages say: the router with all, those of one pool with each other, and all instances where
+        sequences move or prefixes are fetched."""
+        if isinstance(node, Worker):
+            return self._wide or node.info.pool == worker.info.pool
+        return node.address in (ROUTER, worker.info.pool_address)
+
     def worker(self, index: int, address: Address, core: Core, info: InstanceInfo) -> TimingWorker:
         member = self._cluster.members[self._numbers[address.name]]
         return TimingWorker(
@@ -411,13 +419,6 @@ def _pools(members: tuple[Member, ...]) -> list[int]:
         else:
             numbers.append(named[member.pool])
     return numbers
-
-
-def _acquainted(worker: Worker, node: Node) -> bool:
-    """Who deals with whom beyond what messages say: the router with all, and those of one pool with each other."""
-    if isinstance(node, Worker):
-        return node.info.pool == worker.info.pool
-    return node.address in (ROUTER, worker.info.pool_address)
 
 
 def _arrive(shell: Shell[Audience, Fabric, TimingWorker], row: int) -> None:

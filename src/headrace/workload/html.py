@@ -19,8 +19,10 @@ from headrace.workload.report import (
     words,
 )
 
-WINDOWS = 100
-"""Of a run, for rates over time."""
+WINDOWS_MAX = 100
+"""Of a run, for rates over time; fewer for few requests,"""
+WINDOW_REQUESTS = 16
+"""so that one holds so many on average."""
 SAMPLES_MAX = 400
 """Of a fleet's state over time: more cannot be seen."""
 EXTREMES = 5
@@ -127,10 +129,16 @@ def span_unit(duration_s: float) -> tuple[float, str]:
     return (60.0, "min") if duration_s < 4 * 3600 else (3600.0, "h")
 
 
+def windows(run: RunData) -> int:
+    """Equal parts into which the run is cut."""
+    return min(WINDOWS_MAX, max(5, len(run.outcomes) // WINDOW_REQUESTS))
+
+
 def windows_of(run: RunData, at_ns: Ints) -> Ints:
-    """Which of WINDOWS equal parts of the run each instant lies in."""
+    """Which part of the run each instant lies in."""
     since_s = (at_ns - int(run.outcomes.arrival_ns.min())) * 1e-9
-    return np.clip((since_s / (max(run.duration_s, 1e-9) / WINDOWS)).astype(np.int64), 0, WINDOWS - 1)
+    count = windows(run)
+    return np.clip((since_s / (max(run.duration_s, 1e-9) / count)).astype(np.int64), 0, count - 1)
 
 
 def ttft_over_time(run: RunData) -> str:
@@ -139,8 +147,8 @@ def ttft_over_time(run: RunData) -> str:
 
     outcomes, good = run.outcomes, run.outcomes.succeeded
     unit_s, unit = span_unit(run.duration_s)
-    begins = np.arange(WINDOWS) * run.duration_s / WINDOWS / unit_s
-    middle, tail = by_window(windows_of(run, outcomes.arrival_ns[good]), outcomes.ttft_s()[good])
+    window, middle, tail = by_window(windows_of(run, outcomes.arrival_ns[good]), outcomes.ttft_s()[good])
+    begins = window * run.duration_s / windows(run) / unit_s
     times = {"median": (begins, middle * 1e3), "P99": (begins, tail * 1e3)}
     svg = plots.line("Time to first token over time", times, f"arrival [{unit}]", "TTFT [ms]", log_y=True)
     return frame.figure(
@@ -155,13 +163,14 @@ def load_over_time(run: RunData) -> str:
     from headrace.workload import plots
 
     outcomes = run.outcomes
-    length_s = max(run.duration_s, 1e-9) / WINDOWS
+    count = windows(run)
+    length_s = max(run.duration_s, 1e-9) / count
     unit_s, unit = span_unit(run.duration_s)
-    begins = np.arange(WINDOWS) * length_s / unit_s
+    begins = np.arange(count) * length_s / unit_s
     good, met = outcomes.succeeded, met_goals(run)
 
     def rate(at_ns: Ints) -> Floats:
-        return np.bincount(windows_of(run, at_ns), minlength=WINDOWS) / length_s
+        return np.bincount(windows_of(run, at_ns), minlength=count) / length_s
 
     rates = {"arrived": rate(outcomes.arrival_ns), "completed": rate(outcomes.finished_ns[good])}
     if met is not None:
@@ -188,16 +197,13 @@ def load_over_time(run: RunData) -> str:
     return frame.section("Load", frame.plots(*figures))
 
 
-def by_window(window: Ints, seconds: Floats) -> tuple[Floats, Floats]:
-    """Median and P99 of each window; NaN for none."""
+def by_window(window: Ints, seconds: Floats) -> tuple[Ints, Floats, Floats]:
+    """Windows that hold any, and the median and P99 of each."""
     order = np.argsort(window, kind="stable")
-    cuts = np.searchsorted(window[order], np.arange(1, WINDOWS))
-    pairs = [
-        np.percentile(piece, (50, 99)) if len(piece) else np.full(2, np.nan)
-        for piece in np.split(seconds[order], cuts)
-    ]
-    middle, tail = np.array(pairs).T
-    return middle, tail
+    held, starts = np.unique(window[order], return_index=True)
+    pairs = [np.percentile(piece, (50, 99)) for piece in np.split(seconds[order], starts[1:]) if len(piece)]
+    middle, tail = np.array(pairs).reshape(-1, 2).T
+    return held, middle, tail
 
 
 def fleet(run: RunData) -> str:
@@ -291,7 +297,7 @@ def errors(run: RunData, report: RunReport) -> str:
     rows = [[kind, f"{count:,}", f"{count / asked:.2%}"] for kind, count in report.errors.items()]
     unit_s, unit = span_unit(run.duration_s)
     at = (outcomes.arrival_ns[outcomes.error > 0] - int(outcomes.arrival_ns.min())) * 1e-9 / unit_s
-    counts, edges = np.histogram(at, WINDOWS, (0, max(run.duration_s, 1e-9) / unit_s))
+    counts, edges = np.histogram(at, windows(run), (0, max(run.duration_s, 1e-9) / unit_s))
     svg = plots.line(
         "Failed requests",
         {"failed": (edges[:-1], counts)},
@@ -300,7 +306,9 @@ def errors(run: RunData, report: RunReport) -> str:
         step=True,
         whole="y",
     )
-    reading = f"Requests that failed, by when they arrived, in windows of {run.duration_s / WINDOWS:.3g} s."
+    reading = (
+        f"Requests that failed, by when they arrived, in windows of {run.duration_s / windows(run):.3g} s."
+    )
     return frame.section(
         "Errors", frame.table(["Error", "requests", "share"], rows), frame.plots(frame.figure(svg, reading))
     )

@@ -26,26 +26,25 @@ class Policy:
         self._late = config.bind == "late"
 
     def place(self, request: PlacementRequest, view: ClusterView) -> Placement | Wait | Decline:
-        prefills, decodes = view.candidates("prefill"), view.candidates("decode")
-        if not prefills:
+        if not len(view.rows_for("prefill")):
             return Wait("no instance takes work")
-        prefill = _lightest(view, prefills)
-        whole = prefill in decodes
-        decode = (
-            None
-            if self._late and not whole
-            else view.addresses[prefill if whole else _lightest(view, decodes)]
-        )
-        loads = {str(view.addresses[i]): float(view.assigned_tokens[i]) for i in range(len(view.addresses))}
-        return Placement(view.addresses[prefill], decode, {"rule": "least_load", "assigned_tokens": loads})
+        prefill = _lightest(view, "prefill")
+        whole = view.takes(prefill, "decode")
+        decode = prefill if whole else _lightest(view, "decode")
+        reasons = {"rule": "least_load", "assigned_tokens": float(view.assigned_tokens[prefill])}
+        if self._late and not whole:
+            return Placement(view.addresses[prefill], None, reasons)
+        return Placement(view.addresses[prefill], view.addresses[decode], reasons)
 
     def bind(self, request: PlacementRequest, view: ClusterView, prefill: Address) -> Address | Wait:
-        decodes = view.candidates("decode")
-        return view.addresses[_lightest(view, decodes)] if decodes else Wait("no instance takes work")
+        if not len(view.rows_for("decode")):
+            return Wait("no instance takes work")
+        return view.addresses[_lightest(view, "decode")]
 
     def horizon(self, view: ClusterView) -> int:
         return 1
 
 
-def _lightest(view: ClusterView, rows: list[int]) -> int:
-    return rows[int(np.argmin(view.assigned_tokens[rows]))]
+def _lightest(view: ClusterView, leaning: str) -> int:
+    rows = view.rows_for(leaning)
+    return int(rows[np.argmin(view.assigned_tokens[rows])])
