@@ -6,7 +6,9 @@ import json
 import os
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +22,11 @@ from headrace.types.trace import make_trace
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import _fidelity
-import fidelity_llmservingsim as public
-from _fidelity import ALONE, Load, Shares, Sizes
+_fidelity: Any = import_module("_fidelity")
+public: Any = import_module("fidelity_llmservingsim")
 
-SIZES = Sizes(100, 40, 0.5, seconds=10.0, repeats=5, alone=6, requests_max=50, burst=8)
-SHARES = Shares(calibration=0.65, held_out=(0.5, 0.8, 1.1))
+SIZES = _fidelity.Sizes(100, 40, 0.5, seconds=10.0, repeats=5, alone=6, requests_max=50, burst=8)
+SHARES = _fidelity.Shares(calibration=0.65, held_out=(0.5, 0.8, 1.1))
 
 
 def of_ends(ended_s: list[float]) -> RunData:
@@ -36,7 +37,7 @@ def of_ends(ended_s: list[float]) -> RunData:
 
 def test_loads_are_shares_of_the_capacity():
     loads = _fidelity.loads_of(SHARES, 4.0, SIZES)
-    assert [load.name for load in loads] == [ALONE, "50%", "65%", "80%", "110%"]
+    assert [load.name for load in loads] == [_fidelity.ALONE, "50%", "65%", "80%", "110%"]
     assert [load.rate for load in loads[1:]] == pytest.approx([2.0, 2.6, 3.2, 4.4])
     assert [load.requests for load in loads] == [6, 20, 26, 32, 44]
     assert [load.repeats for load in loads] == [5, 5, 2, 5, 5]
@@ -51,7 +52,7 @@ def test_no_load_has_more_requests_than_it_may():
 
 
 def test_repeats_have_the_same_times_and_lengths_and_other_tokens():
-    load = Load("50%", 2.0, 30, 5)
+    load = _fidelity.Load("50%", 2.0, 30, 5)
     first, again, other = (_fidelity.plan(load, SIZES, repeat, 1000) for repeat in (0, 0, 1))
     assert first == again
     assert [(r.at_s, len(r.prompt), r.output_tokens) for r in first] == [
@@ -63,7 +64,7 @@ def test_repeats_have_the_same_times_and_lengths_and_other_tokens():
 
 
 def test_requests_without_a_rate_are_all_there_at_once():
-    assert {r.at_s for r in _fidelity.plan(Load("burst", 0.0, 8, 1), SIZES, 0, 1000)} == {0.0}
+    assert {r.at_s for r in _fidelity.plan(_fidelity.Load("burst", 0.0, 8, 1), SIZES, 0, 1000)} == {0.0}
 
 
 def test_the_capacity_is_the_rate_at_which_the_middle_of_a_burst_ends():

@@ -18,6 +18,7 @@ from headrace.cost.memory import memory_bytes_for_kv
 from headrace.sim.cluster import Cluster
 from headrace.sim.topology import Links
 from headrace.types.errors import ConfigError
+from tests.cli.recordings import profile_file
 from tests.cost import models as known_models
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -36,7 +37,8 @@ def test_one_file_serves_every_command(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(
         "model: llama-3.1-8b\nport: 8123\nthreads: 1\nhardware: h100-sxm\nfaults: {kills: [{at: 1, instance: worker0}]}\n"
-        "cluster.placement: round_robin\nengine.ordering: priority\nkv.evict: {name: lru}\nmax-num-seqs: 7\ninstances: 2\nstream_interval: 4\n"
+        "cluster.placement: round_robin\nengine.ordering: priority\nkv.evict: {name: lru}\n"
+        "max-num-seqs: 7\ninstances: 2\nstream_interval: 4\n"
     )
     simulated = resolve(ClusterOptions, file, {})
     served = resolve(ServeOptions, file, {})
@@ -105,8 +107,6 @@ def test_a_shared_pool_is_one_and_on_one_host() -> None:
 
 
 def test_what_is_measured_on_a_machine(tmp_path: Path) -> None:
-    from tests.cli.test_replay import profile_file
-
     path = profile_file(tmp_path)
     made = cluster(model=None, hardware=None, profile=path, kv_memory="32MiB", prefill=1, decode=1)
     assert made.slowdown is not None and made.slowdown("decode", ("prefill",)) == 1.5

@@ -76,10 +76,20 @@ class DeploymentOptions(BaseModel):
     placement: PolicyChoice = Field(
         PolicyChoice(name="least_load"), description="Where a request is prefilled and decoded"
     )
+    roles: PolicyChoice | None = Field(
+        None, description="Which instances lean to prefill or decode now [default: as they began]"
+    )
     evict: PolicyChoice = Field(PolicyChoice(name="lru"), description="Which cached block goes first")
 
     @field_validator(
-        "batching", "admission", "scheduling_policy", "preemption", "placement", "evict", mode="before"
+        "batching",
+        "admission",
+        "scheduling_policy",
+        "preemption",
+        "placement",
+        "roles",
+        "evict",
+        mode="before",
     )
     @classmethod
     def _by_name(cls, value: Any) -> Any:
@@ -225,9 +235,6 @@ class ClusterOptions(DeploymentOptions):
     separate_pools: bool | None = Field(
         None, description="One KV pool per instance [default: yes, but with --profile as in serve]"
     )
-    roles: PolicyChoice | None = Field(
-        None, description="Which instances lean to prefill or decode now [default: as they began]"
-    )
     rebalance: PolicyChoice | None = Field(
         None, description="Which running sequences move to another instance [default: none]"
     )
@@ -261,7 +268,7 @@ class ClusterOptions(DeploymentOptions):
         None, gt=0, description="Seconds of a message inside a host [default: the profile's, or 50 us]"
     )
 
-    @field_validator("roles", "rebalance", mode="before")
+    @field_validator("rebalance", mode="before")
     @classmethod
     def _policy(cls, value: Any) -> Any:
         return by_name(value)
@@ -269,7 +276,7 @@ class ClusterOptions(DeploymentOptions):
     @field_validator(*SECTIONS, "hardware", "tensor_parallel", mode="before")
     @classmethod
     def _nested(cls, value: Any) -> Any:
-        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
+        return from_json(value)
 
     @field_validator("hardware", "tensor_parallel")
     @classmethod
@@ -311,9 +318,18 @@ Options = TypeVar("Options", bound=DeploymentOptions)
 
 def by_name(value: Any) -> Any:
     """A policy as text, as its model takes it."""
-    if isinstance(value, str):
-        return json.loads(value) if value.lstrip().startswith("{") else {"name": value}
-    return value
+    found = from_json(value)
+    return {"name": found} if isinstance(found, str) else found
+
+
+def from_json(value: Any) -> Any:
+    """Text that begins with a brace as what it says. Raises ValueError."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"what begins with a brace is a JSON object: {error}") from error
 
 
 def resolve(
@@ -335,8 +351,6 @@ def validated(options: type[Options], stated: dict[str, Any], given: dict[str, A
         raise ConfigError(
             "; ".join(dict.fromkeys(_explain(e, given, source) for e in error.errors()))
         ) from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"what begins with a brace is a JSON object: {error}") from error
 
 
 def check_policies(options: DeploymentOptions) -> None:

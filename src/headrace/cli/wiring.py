@@ -129,6 +129,7 @@ def service_config(
             preemption=_policy(options.preemption),
         ),
         placement=_policy(options.placement),
+        roles=None if options.roles is None else _policy(options.roles),
         eviction=_policy(options.evict),
         instance=instance_config(options, blocks, sharers=len(team) // pools),
         router=RouterConfig(choices_max=choices_max),

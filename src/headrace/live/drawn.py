@@ -59,4 +59,5 @@ class Drawn:
 
     def for_tail(self, message: Tail) -> tuple[Emission, ...]:
         opened = self._opened[message.key]
-        return (Emission(message.key, opened.history, tuple(opened.token_ids[: message.emitted])),)
+        at = len(opened.token_ids) - message.emitted
+        return (Emission(message.key, opened.history + at, tuple(opened.token_ids[at:])),)

@@ -45,6 +45,7 @@ _encode = msgspec.msgpack.Encoder().encode
 class RouterSettings(msgspec.Struct, frozen=True, tag="router"):
     placement: PolicySettings
     router: RouterConfig
+    roles: PolicySettings | None = None
 
 
 class PoolSettings(msgspec.Struct, frozen=True, tag="pool"):
@@ -52,6 +53,8 @@ class PoolSettings(msgspec.Struct, frozen=True, tag="pool"):
     spec: KVSpec
     blocks: tuple[int, ...]
     eviction: PolicySettings
+    listener: Address | None = None
+    """Who is told of what enters and leaves the prefix index."""
 
 
 class InstanceSettings(msgspec.Struct, frozen=True, tag="instance"):
@@ -72,10 +75,12 @@ class Header(msgspec.Struct, frozen=True):
 def remake(header: Header) -> Core:
     """A fresh core like the one that a journal is of. Raises ConfigError."""
     match header.settings:
-        case RouterSettings(placement, config):
-            return Router(header.address, policy("cluster.placement", placement), config)
-        case PoolSettings(pool, spec, blocks, eviction):
-            return PoolCore(header.address, pool, spec, blocks, policy("kv.evict", eviction))
+        case RouterSettings(placement, config, roles):
+            turning = None if roles is None else policy("cluster.roles", roles)
+            return Router(header.address, policy("cluster.placement", placement), config, roles=turning)
+        case PoolSettings(pool, spec, blocks, eviction, listener):
+            evict = policy("kv.evict", eviction)
+            return PoolCore(header.address, pool, spec, blocks, evict, listener=listener)
         case InstanceSettings(router, info, spec, engine, config):
             return Instance(header.address, router, info, spec, engine_policies(engine), config)
 

@@ -162,12 +162,13 @@ class Service:
     def _make_cores(self) -> None:
         config = self._config
         self._loop = CoreLoop(self._fail)
+        listener = ROUTER if policy("cluster.placement", config.placement).reads_prefixes else None
         for index, pool in self._pools.items():
-            settings = PoolSettings(index, self._model.spec, pool.layout.blocks, config.eviction)
+            settings = PoolSettings(index, self._model.spec, pool.layout.blocks, config.eviction, listener)
             core = self._add(Header(pool_address(index), settings))
             assert isinstance(core, PoolCore)
             self._pool_cores[index] = core
-        router = self._add(Header(ROUTER, RouterSettings(config.placement, config.router)))
+        router = self._add(Header(ROUTER, RouterSettings(config.placement, config.router, config.roles)))
         assert isinstance(router, Router)
         self._router = router
         self._router_node = self._nodes[ROUTER]
@@ -221,13 +222,15 @@ class Service:
         await self.launcher.empty.wait()
 
     def _info(self, index: int) -> InstanceInfo:
-        pool = PoolId(0 if self._config.shared else index)
+        pool, spec = PoolId(0 if self._config.shared else index), self._model.spec
         return InstanceInfo(
             pool=pool,
             pool_address=pool_address(pool),
             leaning=self._config.workers[index].leaning,
             sequences_max=self._config.instance.sequences_max,
             blocks_total=self._pools[pool].layout.blocks,
+            block_size=spec.block_size,
+            block_bytes=sum(spec.block_bytes(group) for group in range(len(spec.groups))),
         )
 
     def _configure(self, address: Address) -> WorkerConfig:
@@ -358,6 +361,10 @@ class Service:
                 raise TypeError(f"the service has no use for {command!r}")
 
     def _send(self, source: Address, target: Address, message: AnyMessage) -> None:
+        if target in self._nodes:
+            # From one core of this process to another: a pool tells the router of its index.
+            self._nodes[target].post(Received(source, message))
+            return
         payload = b""
         if isinstance(message, Start):
             wanted = self._store.payload_for(message)

@@ -74,6 +74,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Touch the pools' memory in the background, so that no step pays for it."""
     engine: EngineSettings = EngineSettings()
     placement: PolicySettings = PolicySettings("least_load")
+    roles: PolicySettings | None = None
+    """None: workers lean as they began."""
     eviction: PolicySettings = PolicySettings("lru")
     instance: InstanceConfig = InstanceConfig()
     router: RouterConfig = RouterConfig()
