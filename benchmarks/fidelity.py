@@ -1,6 +1,6 @@
 """This machine's live engine under load, beside the simulation of the same requests from a profile of the same engine.
 
-    make bench NAME=fidelity [ARGS="--model 0.6b --seconds 20"]
+    make bench NAME=fidelity [ARGS="--model 0.6b --seconds 40"]
 
 Two deployments, one thread a worker: one prefill and one decode worker; two mixed ones. Each is asked one at a time, and by Poisson
 arrivals at about 50%, 65%, 80% and 110% of what it can serve, five times (65%: twice), through HTTP. The profile has seen one request at a
@@ -10,8 +10,10 @@ Needs a machine that nobody else uses; takes about ten minutes.
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,8 +40,10 @@ SHARES = Shares(calibration=0.65, held_out=(0.5, 0.8, 1.1))
 PROMISED = ("50%", "80%")
 LIMITS = {"ttft": 0.12, "tpot": 0.05, "e2e": 0.07, "output": 0.05}
 """Of the error, by the begin of a metric's key; twice the spread of the live repeats counts where that is more."""
+BUSY = 0.7
+"""Load average above which a run is not to be quoted."""
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end", "output": "throughput"}
-ENGINE = {"threads": 1, "max_model_len": 2048, "kv_memory": "1GiB"}
+ENGINE = {"threads": 1, "max_model_len": 2048, "kv_memory": "2GiB"}
 """Options of each deployment, and of the profile."""
 PEERS = {
     "note": "errors of other simulators as stated elsewhere, on other deployments",
@@ -61,18 +65,16 @@ def make_profile(folder: Path | None, out: Path, *, quick: bool) -> float:
     return perf_counter() - begun_s
 
 
-def measure_all(folder: Path | None, sizes: Sizes, at: Path) -> list[Deployment]:
-    """Both, one after the other, with a bar for the requests of each."""
+def measured_all(folder: Path | None, sizes: Sizes, at: Path) -> Iterator[Deployment]:
+    """One after the other, with a bar for the requests of each. Recordings lie in `at`."""
     engine = [text for key, value in ENGINE.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     arguments = [*(() if folder is None else (str(folder),)), *engine]
-    found: list[Deployment] = []
     for number, (name, flags) in enumerate(DEPLOYMENTS.items()):
         record = at / f"record{number}"
         with progress_bar(Console(stderr=True), name) as progress:
             made = asyncio.run(measure(name, (*arguments, *flags), record, sizes, SHARES, progress))
         print(f"{name}: capacity {made.capacity:.2f} requests/s", file=sys.stderr)
-        found.append(made)
-    return found
+        yield made
 
 
 def within(figure: FidelityFigure) -> bool:
@@ -177,7 +179,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--profile", type=Path, help="one made before, with the same model and threads")
-    parser.add_argument("--keep-profile", type=Path, help="where to keep the one that is made")
+    parser.add_argument("--keep", type=Path, help="new folder for the profile and the recordings")
     parser.add_argument("--quick", action="store_true", help="few requests, one repeat, the bundled model")
     parser.add_argument("--seconds", type=float, default=9.0, help="of arrivals, each run")
     parser.add_argument("--prompt", type=int, default=256)
@@ -195,16 +197,23 @@ def sizes_of(o: argparse.Namespace) -> Sizes:
 
 def main() -> None:
     o = parse()
+    busy = os.getloadavg()[0]
+    if busy > BUSY and not o.quick:
+        print(
+            f"the load average is {busy:.1f}: the live figures will be of a machine at other work, too",
+            file=sys.stderr,
+        )
     sizes, begun_s, console = sizes_of(o), perf_counter(), Console(width=None if sys.stdout.isatty() else 120)
     figures: dict[str, Any] = {}
     targets: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="headrace-fidelity-") as temporary:
-        at = Path(temporary)
+        at = o.keep or Path(temporary)
+        at.mkdir(parents=True, exist_ok=True)
         folder = None if o.quick else model(o.model)
-        path = o.profile or o.keep_profile or at / "profile.json"
+        path = o.profile or at / "profile.json"
         profile_s = 0.0 if o.profile else make_profile(folder, path, quick=o.quick)
         measured = Measured(msgspec.json.decode(path.read_bytes(), type=Profile))
-        for deployment in measure_all(folder, sizes, at):
+        for deployment in measured_all(folder, sizes, at):
             figures[deployment.name], more = compare(deployment, path, console)
             targets += more
     for name, found in figures.items():
@@ -223,6 +232,7 @@ def main() -> None:
             "pairs": {f"{p.kind} beside {p.beside}": round(p.slowdown, 3) for p in measured.profile.pairs},
         },
         "wall_s": round(perf_counter() - begun_s, 1),
+        "load_average_before": round(busy, 2),
     }
     _report.write("fidelity", figures, targets, PEERS, NOTES)
 
