@@ -112,7 +112,7 @@ def test_what_is_measured_on_a_machine(tmp_path: Path) -> None:
     assert made.slowdown is not None and made.slowdown("decode", ("prefill",)) == 1.5
     assert (made.ingress_ns, made.egress_ns, made.message_ns) == (1_000_000, 1_000_000, 100_000)
     assert {m.pool for m in made.members} == {0}
-    assert "profile of" in made.facts["cost_model"] and "held-out medians:" in made.facts["cost_error"]
+    assert "profile of" in made.facts["cost_model"] and "held-out median of" in made.facts["cost_error"]
     apart = cluster(model=None, hardware=None, profile=path, kv_memory="32MiB", separate_pools=True)
     assert [m.pool for m in apart.members] == [None, None]
     assert apart.topology.levels[0].out_bytes_per_s == pytest.approx(1e9, rel=0.01)
@@ -163,7 +163,7 @@ def test_the_errors_that_are_shown_are_those_of_the_fit() -> None:
             ]
             assert value == fitted[0]
     assert (
-        cluster(instances=1).facts["cost_error"]["held-out medians:"]["products bf16"]
+        cluster(instances=1).facts["cost_error"]["held-out median of"]["products bf16"]
         == shown["h100-sxm"]["products_bf16"]
     )
     assert "not measured" in cluster(instances=1, hardware="h20").facts["cost_error"]

@@ -59,7 +59,12 @@ def test_windows_stop_where_they_give_a_block_back():
         times = repeat_max([row], FOREVER, memory, overheard=True, watched=False)
         window = MIXED.groups[1].window
         # Run n leaves total + n - 1 tokens: a block is full, or the next token needs none of the window's first block.
-        given = [n for n in range(1, 9) if first_block_needed(window, total + n - 1, SIZE) != first_block_needed(window, total + n - 2, SIZE)]
+        given = [
+            n
+            for n in range(1, 9)
+            if first_block_needed(window, total + n - 1, SIZE)
+            != first_block_needed(window, total + n - 2, SIZE)
+        ]
         filled = [n for n in range(1, 9) if (total + n - 1) % SIZE == 0]
         assert times == min(given + filled), total
 
@@ -96,7 +101,9 @@ def test_what_goes_back_after_this_plan_is_not_counted():
     horizon=st.integers(1, 40),
     watched=st.booleans(),
 )
-def test_it_is_the_largest_number_that_memory_allows(totals: list[int], spare: int, horizon: int, watched: bool):
+def test_it_is_the_largest_number_that_memory_allows(
+    totals: list[int], spare: int, horizon: int, watched: bool
+):
     """Each further run is tried on a copy: it must find its blocks in hand."""
     memory = memory_of(sum(-(-t // SIZE) for t in totals) + spare)
     rows = [running(memory, n, total) for n, total in enumerate(totals)]

@@ -229,6 +229,39 @@ def test_the_router_does_not_want_it_there():
     assert not writes(node), "too late"
 
 
+def test_a_target_that_never_makes_room_is_not_waited_for():
+    node = offered(move_ns=50)
+    node.tell(at_ns=node.now_ns + 49)
+    assert not node.sent(Stayed)
+    node.tell(at_ns=node.now_ns + 1)
+    assert node.one(Stayed, ROUTER) == Stayed(key(), D)
+    node.hear(D, room(0, 3))
+    assert not writes(node)
+    runs_on(node, 1)
+
+
+def test_one_that_has_room_is_given_time():
+    node = offered(tokens=3, move_ns=50)
+    node.hear(D, room(0, 3))
+    node.tell(at_ns=node.now_ns + 100)
+    assert not node.sent(Stayed)
+
+
+def test_who_was_not_wanted_there_is_not_offered_there_again():
+    node = InstanceBench(P, tokens_max=64)
+    node.meet((D, 1), (Address("x"), 1))
+    node.begin_all(start(1, 8), start(2, 12))
+    node.step()
+    node.hear(ROUTER, Migrate(D))
+    node.hear(ROUTER, Stay(key(1), D))
+    node.hear(ROUTER, Migrate(D))
+    assert node.one(Offer) == Offer(key(2), D)
+    node.hear(ROUTER, Stay(key(2), D), Migrate(D))
+    assert not node.sent(Offer)
+    node.hear(ROUTER, Migrate(Address("x")))
+    assert node.one(Offer) == Offer(key(1), Address("x"))
+
+
 def test_the_target_gives_up_while_it_stands_still():
     node = last()
     (write,) = node.commands(Write)

@@ -20,7 +20,11 @@ def ints(*values: int) -> Any:
 
 def trace_of(block_size: int, *ids: list[int], prompts: list[int], outputs: list[int], **more: Any) -> Trace:
     starts = np.cumsum([0, *map(len, ids)]).astype(np.int64)
-    named = {"block_size": block_size, "hash_ids": ints(*sum(ids, [])), "hash_starts": starts} if block_size else {}
+    named = (
+        {"block_size": block_size, "hash_ids": ints(*[i for row in ids for i in row]), "hash_starts": starts}
+        if block_size
+        else {}
+    )
     return make_trace("t", ints(*range(len(prompts))), ints(*prompts), ints(*outputs), **named, **more)
 
 
@@ -31,9 +35,7 @@ def audience_of(trace: Trace, size: int = 4, **more: Any) -> Audience:
 def names_of(audience: Audience, row: int, count: int) -> list[BlockHash]:
     """Of the first blocks of all that a request says."""
     audience.request(row)
-    start = Start(
-        SequenceKey(RequestId(row + 1)), Role.WHOLE, 8, 0, 4, (), 0, NEVER_NS
-    )
+    start = Start(SequenceKey(RequestId(row + 1)), Role.WHOLE, 8, 0, 4, (), 0, NEVER_NS)
     script, _ = audience.payload_for(start, Address("i0"))
     assert script.name is not None
     return [script.name(i) for i in range(count)]
@@ -108,10 +110,18 @@ def test_what_is_delivered_is_noted_on_the_trace_s_clock():
     for role, name in ((Role.PREFILL, "i1"), (Role.DECODE, "i0")):
         audience.payload_for(Start(key, role, 9, 0, 3, (), 0, NEVER_NS), Address(name))
     audience.deliver(Deliver(RequestId(1), 0, key, 0, 1, None, None), BEGIN_NS + 50)
-    timeline = Timeline(placed_ns=BEGIN_NS + 12, prefill_ns=BEGIN_NS + 20, cached=4, bytes_moved=99, attempts=2)
+    timeline = Timeline(
+        placed_ns=BEGIN_NS + 12, prefill_ns=BEGIN_NS + 20, cached=4, bytes_moved=99, attempts=2
+    )
     audience.deliver(Deliver(RequestId(1), 0, key, 1, 2, FinishReason.LENGTH, timeline), BEGIN_NS + 80)
     o = audience.outcomes
-    assert (o.first_ns[0], o.finished_ns[0], o.placed_ns[0], o.prefill_ns[0], o.joined_ns[0]) == (57, 87, 12, 20, 0)
+    assert (o.first_ns[0], o.finished_ns[0], o.placed_ns[0], o.prefill_ns[0], o.joined_ns[0]) == (
+        57,
+        87,
+        12,
+        20,
+        0,
+    )
     assert (o.output[0], o.cached[0], o.bytes_moved[0], o.attempts[0]) == (3, 4, 99, 2)
     assert (o.prefill[0], o.decode[0]) == (1, 0)
     assert audience.unfinished == 0 and audience.waiting() == []

@@ -9,9 +9,8 @@ from headrace.sim.loop import Loop
 from headrace.sim.nodes import Node, Worker
 from headrace.sim.topology import Level, Links, regular
 from headrace.types.events import Event, Landed, Write, Written
-from headrace.types.ids import Address, PoolId, SequenceKey, Slot, WriteId
+from headrace.types.ids import Address, PoolId, RequestId, SequenceKey, Slot, WriteId
 from headrace.types.messages import Cancel, InstanceInfo
-from headrace.types.ids import RequestId
 
 MESSAGE_NS = 1_000
 RATE = 1_000_000_000

@@ -64,7 +64,9 @@ def worker_of(
     return worker, core
 
 
-def begin(worker: TimingWorker, *outputs: int, repeat_max: int = 100, stops: bool = False, first: int = 8) -> None:
+def begin(
+    worker: TimingWorker, *outputs: int, repeat_max: int = 100, stops: bool = False, first: int = 8
+) -> None:
     """Sequences 1, 2, ... with `first` tokens computed and so many tokens to draw; a plan that draws one of each is given."""
     for n, output in enumerate(outputs, 1):
         worker.accept(start(n), (Script(output, stops, None), 0))
@@ -361,8 +363,7 @@ def test_a_neighbour_that_begins_as_a_step_ends_does_not_delay_what_is_told():
     two, two_core = worker_of(loop, host=host, index=1, depth=1)
     begin(two, 1000, repeat_max=1)
     begin(one, 1000, repeat_max=1)
-    give_next = (lambda: (give(two, 2, 1, first=9), None)[1])
-    loop.at(10_000, give_next)
+    loop.at(10_000, lambda: give(two, 2, 1, first=9))
     play(loop)
     assert one_core.results[0][0] == two_core.results[0][0] == 10_000
 

@@ -27,7 +27,7 @@ from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice, Simulat
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.topology import Level, regular
 from headrace.types.costs import Costs, DecodeCost
-from headrace.types.ids import Address
+from headrace.types.ids import Address, PoolId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from headrace.types.messages import Start
 from headrace.types.outcomes import COUNTS, TIMES
@@ -155,9 +155,7 @@ def draw_instance(draws: Draws) -> InstanceConfig:
     )
 
 
-def draw_members(
-    draws: Draws, spec: KVSpec, trace: Trace, tokens_max: int, grid: bool
-) -> tuple[Member, ...]:
+def draw_members(draws: Draws, spec: KVSpec, trace: Trace, tokens_max: int, grid: bool) -> tuple[Member, ...]:
     count = draws.between(1, 5)
     layout = draws.pick(("own", "own", "shared", "pairs"))
     pools = {"own": [None] * count, "shared": [0] * count, "pairs": [i // 2 for i in range(count)]}[layout]
@@ -165,7 +163,7 @@ def draw_members(
     hosts = draws.pick((1, 2, count))
     longest = int((trace.prompt + trace.output).max())
     whole = spec.blocks_for(longest)
-    near = Memory(spec, 0, (0,) * len(spec.groups), 0).demand(longest, tokens_max)
+    near = Memory(spec, PoolId(0), (0,) * len(spec.groups), 0).demand(longest, tokens_max)
     blocks = {
         pool: tuple(max(whole, least) + draws.pick((0, 1, 3, 10, 40, 400)) for least in near)
         for pool in dict.fromkeys([*range(count)] if layout == "own" else pools)
@@ -200,7 +198,8 @@ def draw_mishaps(draws: Draws, members: tuple[Member, ...], trace: Trace) -> Mis
     kills = drains = ()
     if draws.chance(0.3):
         kills = tuple(
-            (1 + draws.between(0, span_ns // GRID_NS) * GRID_NS, draws.pick(names)) for _ in range(draws.between(1, 3))
+            (1 + draws.between(0, span_ns // GRID_NS) * GRID_NS, draws.pick(names))
+            for _ in range(draws.between(1, 3))
         )
     if len(names) > 1 and draws.chance(0.2):
         drains = ((1 + draws.between(0, span_ns), names[0]),)
@@ -260,7 +259,11 @@ def _named(prompts: list[int], contents: list[list[Any]], size: int) -> dict[str
             parent = ids.setdefault((parent, content), len(ids))
             found.append(parent)
         starts.append(len(found))
-    return {"block_size": size, "hash_ids": np.array(found, dtype=np.int64), "hash_starts": np.array(starts, dtype=np.int64)}
+    return {
+        "block_size": size,
+        "hash_ids": np.array(found, dtype=np.int64),
+        "hash_starts": np.array(starts, dtype=np.int64),
+    }
 
 
 @cache
@@ -319,7 +322,8 @@ def _seen(simulation: Simulation, log: "Log", stuck: str) -> Seen:
         tables={name: log.tables.get(id(memory), []) for name, memory in memories.items()},
         pools={str(node.address): _pool(node.core) for node, _ in shell.pools.values()},
         memories={
-            name: ([s.runs() for s in m.spare], m.pool_free, m.short, m.pressed) for name, m in memories.items()
+            name: ([s.runs() for s in m.spare], m.pool_free, m.short, m.pressed)
+            for name, m in memories.items()
         },
         stuck=stuck,
         events=shell.loop.events,
@@ -357,7 +361,12 @@ def _logged() -> Iterator[Log]:
     """While it lasts, what enters and leaves block tables is written down, and what is given to whom."""
     log = Log()
     grow, extend, adopt, free, trim, payload_for = (
-        Memory.grow, Memory.extend, Memory.adopt, Memory.free, Memory.trim, Audience.payload_for,
+        Memory.grow,
+        Memory.extend,
+        Memory.adopt,
+        Memory.free,
+        Memory.trim,
+        Audience.payload_for,
     )
 
     def lengths(sequence: Running) -> list[int]:
@@ -385,7 +394,9 @@ def _logged() -> Iterator[Log]:
         added(memory, "adopted", sequence, before)
 
     def logged_free(memory: Memory, sequence: Running) -> None:
-        log.of(memory).append(("freed", sequence.key, [list(t) for t in sequence.tables], list(sequence.published)))
+        log.of(memory).append(
+            ("freed", sequence.key, [list(t) for t in sequence.tables], list(sequence.published))
+        )
         free(memory, sequence)
 
     def logged_trim(memory: Memory, sequence: Running, tokens: int) -> Any:

@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
+from rich.markup import escape
 from typer import Context
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -135,6 +136,7 @@ def _parameter(name: str, annotation: Any, field: Any, positional: bool) -> insp
     default = field.get_default(call_default_factory=True)
     shown = default.name if isinstance(default, PolicyChoice) else default
     text = f"{field.description}" + (f" [default: {shown}]" if shown not in (None, False, "") else "")
+    text = escape(text)  # a bracket would be taken for markup, and left out
     kind = _kind(annotation)
     variable = f"HEADRACE_{name.upper()}"
     if positional:

@@ -102,7 +102,7 @@ def measured_machine(
         facts={
             "cost_model": f"profile of {profile.model} on {profile.device}, {profile.threads} threads a worker",
             "cost_error": {
-                "held-out medians:": {
+                "held-out median of": {
                     f"{kind} steps": errors[kind]["median"]
                     for kind in ("prefill", "decode", "mixed")
                     if kind in errors
@@ -238,7 +238,7 @@ def _known_errors(shape: ModelShape, devices: dict[str, Hardware]) -> Any:
             continue
         other = "products_fp8" if shape.arithmetic == "bf16" else "products_bf16"
         kinds = {kind.replace("_", " "): value for kind, value in errors.items() if kind != other}
-        found[name] = {"held-out medians:": kinds}
+        found[name] = {"held-out median of": kinds}
     return found[name] if len(found) == 1 else found
 
 

@@ -36,7 +36,7 @@ Data = Annotated[
     Path | None, typer.Option("--data", envvar="HEADRACE_DATA", help="Folder in which traces are looked for")
 ]
 Format = Annotated[
-    str | None, typer.Option("--format", help="Of the trace [default: found from its first line]")
+    str | None, typer.Option("--format", help="Of the trace \\[default: found from its first line]")
 ]
 Sort = Annotated[bool, typer.Option("--sort", help="Put the trace in order of time, in place of refusing it")]
 Requests = Annotated[
@@ -90,11 +90,11 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            "--prompts", help="File with a prompt a line, or JSONL with request bodies [default: stdin]"
+            "--prompts", help="File with a prompt a line, or JSONL with request bodies \\[default: stdin]"
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="JSONL file to write [default: stdout]")
+        Path | None, typer.Option("--output", help="JSONL file to write \\[default: stdout]")
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="New tokens per prompt")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: greedy")] = 0.0,
@@ -130,7 +130,7 @@ def bench(
         str, typer.Option("--url", help="The server, with or without /v1")
     ] = "http://127.0.0.1:8000",
     model: Annotated[
-        str | None, typer.Option("--model", help="[default: the first one that the server lists]")
+        str | None, typer.Option("--model", help="\\[default: the first one that the server lists]")
     ] = None,
     endpoint: Annotated[str, typer.Option("--endpoint", help="completions or chat")] = "completions",
     api_key: Annotated[str | None, typer.Option("--api-key", envvar="HEADRACE_API_KEY")] = None,
@@ -341,7 +341,9 @@ def fuzz(
 
 @app.command()
 def demo(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint folder [default: the bundled one]")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint folder \\[default: the bundled one]")
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=8, help="New tokens per prompt")] = 160,
 ) -> None:
     """Show the main job: a real server, real prompts, where the time goes, and a worker killed in mid-stream."""

@@ -5,7 +5,7 @@ would have made of the same requests.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,4 +242,6 @@ def _page(answer: Answer, skip_s: tuple[float, float]) -> str:
 
     if answer.comparison is not None:
         return comparison_html(answer.comparison, answer.fidelity)
-    return run_html(answer.simulated, skip_s)
+    errors = {figure.label: f"{figure.error:+.1%}" for figure in answer.fidelity.figures}
+    facts = {**answer.simulated.facts, "error against the recording": errors}
+    return run_html(replace(answer.simulated, facts=facts), skip_s)

@@ -1,6 +1,7 @@
 """Variants of a deployment, as `--vary key=a,b` names them, and their runs on several processes."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -113,7 +114,8 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> Iterator[RunData]:
 
 def _pooled(jobs: Sequence[Job], processes: int) -> Iterator[RunData]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+    quietly = (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the processes without a word of theirs
+    with ProcessPoolExecutor(min(processes, len(jobs)), context, signal.signal, quietly) as pool:
         try:
             yield from pool.map(run_job, jobs)
         except BrokenProcessPool as error:

@@ -166,7 +166,7 @@ class Memory:
         for spare, free, need in zip(self.spare, self.pool_free, self.need, strict=True):
             # What is above the high water is given back at once.
             kept = min(spare.total, self._kept(need))
-            room.append(kept - (low if free else 0))
+            room.append(kept - (low if free or kept < spare.total else 0))
         return min(room)
 
     # The lease
@@ -226,5 +226,6 @@ class Memory:
         for group, segments in enumerate(self.spare):
             excess = segments.total - self._kept(self.need[group])
             if excess > 0:
+                self.pool_free[group] += excess
                 runs += [BlockRun(self.pool, group, first, count) for first, count in segments.take(excess)]
         return Return(tuple(runs)) if runs else None

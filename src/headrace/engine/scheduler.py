@@ -397,6 +397,13 @@ class Scheduler:
         """How often the plan may run."""
         if self._repeats_max == 1 or any(w.count > 1 or not w.emits for w in items):
             return 1
+        memory = self.memory
+        if memory.short and not any(memory.need):
+            # It is about to tell the pool so, and then looks ahead again.
+            return 1
+        if self.refused and memory.exceeds():
+            # What goes back is what the refused one would have fitted into: it will be asked for.
+            return 1
         horizon = min(self._repeats_max, self.policies.horizon(view))
         watched = self.refused or any(self.memory.need)
         return repeat_max(rows, horizon, self.memory, overheard=self.overheard, watched=watched)

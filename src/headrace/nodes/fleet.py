@@ -1,9 +1,10 @@
 """What the router knows of the instances, kept as columns so that a placement never walks objects."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.cluster.prefixes import Prefixes
 from headrace.types.costs import Costs
@@ -12,6 +13,7 @@ from headrace.types.messages import Indexed, InstanceInfo, Report
 from headrace.types.views import ClusterView, Rows
 
 UNKNOWN = float("nan")
+Scalar = TypeVar("Scalar", np.float64, np.bool_)
 FLOATS = (
     "observed_at_ns",
     "waiting",
@@ -199,16 +201,19 @@ class Fleet:
         self._view = None
 
     def _rebuild(self, infos: dict[Address, InstanceInfo]) -> None:
-        before = {a: [float(self._columns[n][row]) for n in FLOATS] for a, row in self._rows.items()}
-        drained = {a for a, row in self._rows.items() if self._draining[row]}
         self._infos = dict(sorted(infos.items()))
+        before = np.array([self._rows.get(a, -1) for a in self._infos], dtype=np.int64)
         self._rows = {a: row for row, a in enumerate(self._infos)}
-        unknown = [UNKNOWN] * len(FLOATS)
-        table = np.array([before.get(a, unknown) for a in self._infos], dtype=np.float64).reshape(
-            -1, len(FLOATS)
-        )
-        self._columns = {name: table[:, i].copy() for i, name in enumerate(FLOATS)}
-        self._draining = np.array([a in drained for a in self._infos], dtype=np.bool_)
+        self._columns = {name: _reordered(c, before, UNKNOWN) for name, c in self._columns.items()}
+        self._draining = _reordered(self._draining, before, False)
         if self._prefixes is not None:
             self._prefixes.map_rows([i.pool for i in self._infos.values()])
         self._renew()
+
+
+def _reordered(column: NDArray[Scalar], before: NDArray[np.int64], unknown: float | bool) -> NDArray[Scalar]:
+    """Row i is what stood at row `before[i]`; at -1 nothing did."""
+    rows = np.full(len(before), unknown, dtype=column.dtype)
+    old = before >= 0
+    rows[old] = column[before[old]]
+    return rows

@@ -173,7 +173,7 @@ class Instance:
             self._expire(now_ns)
         self.fetching.expire(now_ns)
         self._reap()
-        self.migrating.settle()
+        self.migrating.settle(now_ns)
         self._plan(now_ns)
         stuck = self.standstill.victim(self.sequences.values(), now_ns)
         if stuck is not None:
@@ -182,7 +182,7 @@ class Instance:
         while self._reap():
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
-        self.migrating.check()
+        self.migrating.check(now_ns)
         self.fetching.settle(self._peers, now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
@@ -198,10 +198,12 @@ class Instance:
 
     def _next_wake_ns(self) -> int:
         """The next timer; 0: none."""
-        due = [at_ns for at_ns in (self.standstill.due_ns, self.fetching.due_ns()) if at_ns]
-        if self._deadlines:
-            due.append(min(self._deadlines.values()))
-        return min(due, default=0)
+        due = (self.standstill.due_ns, self.fetching.due_ns(), self.migrating.due_ns())
+        first_ns = min((at_ns for at_ns in due if at_ns), default=0)
+        if not self._deadlines:
+            return first_ns
+        next_ns = min(self._deadlines.values())
+        return min(next_ns, first_ns) if first_ns else next_ns
 
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
@@ -233,7 +235,7 @@ class Instance:
                 self._draining = True
             case Migrate(target):
                 if target in self._peers:
-                    self.migrating.choose(target)
+                    self.migrating.choose(target, now_ns)
             case Stay():
                 self.migrating.stay(message)
             case More():

@@ -30,6 +30,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """From the dispatch until all KV is here, the source's queue included."""
     fetch_ns: int = 2 * SECOND
     """So long a cached prefix is waited for; then it is computed."""
+    move_ns: int = 10 * SECOND
+    """A sequence that is to move waits so long for its target to make room, then it stays."""
     move_blocks_last: int = 16
     """A sequence that moves leaves the batch when no more blocks than these are left to send,"""
     move_stages_max: int = 3

@@ -37,6 +37,8 @@ class Departure:
     target: Address
     mark: int
     """Tokens dropped by preemption when it was chosen: if there are more, it has started over."""
+    due_ns: int
+    """Until when the target may make room (the first time)."""
     session: Outgoing | None = None
     """None: it is offered."""
     room: int = 0
@@ -72,17 +74,27 @@ class Migrating:
         self._flush = flush
         self._leave = leave
         self._departure: Departure | None = None
+        self._barred: dict[SequenceKey, dict[Address, None]] = {}
+        """Where sequences that run here cannot go any more."""
 
     # The source
 
-    def choose(self, target: Address) -> None:
+    def due_ns(self) -> int:
+        """The next timer; 0: none."""
+        departure = self._departure
+        return departure.due_ns if departure is not None and departure.session is None else 0
+
+    def choose(self, target: Address, now_ns: int) -> None:
         """`Migrate`: offer what is best moved, if anything is."""
         if self._departure is not None:
             return
-        able = [s for s in self._scheduler.running if self._is_able(s)]
+        running = self._scheduler.running
+        self._barred = {s.key: self._barred[s.key] for s in running if s.key in self._barred}
+        able = [s for s in running if self._is_able(s) and target not in self._barred.get(s.key, {})]
         if able:
             sequence = min(able, key=lambda s: (-s.priority, s.total, s.key))
-            self._departure = Departure(sequence, target, _dropped(sequence))
+            due_ns = now_ns + self._config.move_ns
+            self._departure = Departure(sequence, target, _dropped(sequence), due_ns)
             self._send(self._router, Offer(sequence.key, target))
 
     def dispatched(self, source: Address, message: Dispatch) -> bool:
@@ -117,18 +129,19 @@ class Migrating:
         if self._departure is not None:
             self._keep(self._departure)
 
-    def check(self) -> None:
-        """Has it ended, was it preempted, or has the target given up?"""
+    def check(self, now_ns: int) -> None:
+        """Has it ended, was it preempted, or has the target given up, or never made room?"""
         departure = self._departure
         if departure is not None:
             sequence, session = departure.sequence, departure.session
             gone = sequence.ends or sequence.status not in (Status.RUNNING, Status.HELD)
-            if gone or _dropped(sequence) != departure.mark or (session is not None and session.stopped):
+            over = departure.due_ns <= now_ns if session is None else session.stopped
+            if gone or over or _dropped(sequence) != departure.mark:
                 self._keep(departure)
 
-    def settle(self) -> None:
+    def settle(self, now_ns: int) -> None:
         """Go on as far as can be, before the next step is planned."""
-        self.check()
+        self.check(now_ns)
         departure = self._departure
         if departure is None:
             return
@@ -204,6 +217,7 @@ class Migrating:
         """The migration is over, and the sequence goes on here, if it does."""
         self._departure = None
         sequence = departure.sequence
+        self._barred.setdefault(sequence.key, {})[departure.target] = None
         self._sending.keep(sequence.key)
         sequence.paused = False
         self._scheduler.changed = True

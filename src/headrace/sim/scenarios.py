@@ -68,6 +68,8 @@ DRAMATIC = (
     "Unfenced",
 )
 """Messages in whose midst something may be struck, beside `Dispatch`."""
+MOVING = ("Migrate", "Offer", "Dispatch", "More", "Tail", "Moved", "Stayed", "Fetch", "Found")
+"""The same, in worlds in which sequences move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def draw_world(seed: int) -> World:
         shell=shell,
         network=network,
         asks=asks,
-        faults=_draw_faults(rng, asks, names, serve, network.write_ns),
+        faults=_draw_faults(rng, asks, names, serve, network.write_ns, "cluster.rebalance" in policies),
     )
 
 
@@ -201,6 +203,7 @@ def _draw_stages(draws: Draws) -> dict[str, int]:
     return {
         "move_blocks_last": draws.pick((0, 1, 2, 16)),
         "move_stages_max": draws.pick((0, 1, 3)),
+        "move_ns": draws.pick((100, 1000, 20_000)) * MICRO,
         "fetch_ns": draws.pick((50, 500, 20_000)) * MICRO,
     }
 
@@ -254,17 +257,25 @@ def _draw_network(draws: Draws) -> NetworkConfig:
 
 
 def _draw_faults(
-    rng: KeyedRng, asks: tuple[Ask, ...], names: list[str], serve: tuple[str, ...], write_ns: int
+    rng: KeyedRng,
+    asks: tuple[Ask, ...],
+    names: list[str],
+    serve: tuple[str, ...],
+    write_ns: int,
+    moves: bool,
 ) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
     broken = draws.pick(asks).request
     doomed_at = draws.between(0, broken.tokens_max - 1)
+    ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
+    if moves:
+        ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
     return FaultPlan(
         kills=_draw_kills(Draws(rng, "kills"), names, heal_ns),
         drains=((draws.between(1, heal_ns), "i0"),) if len(names) > 1 and draws.chance(SHARE) else (),
         leaves=_draw_leaves(Draws(rng, "leaves"), asks),
-        ambushes=_draw_ambushes(Draws(rng, "ambushes"), write_ns),
+        ambushes=ambushes,
         breaks=_draw_breaks(Draws(rng, "breaks"), names, serve, heal_ns),
         partitions=_draw_partitions(Draws(rng, "partitions"), names, serve, heal_ns),
         slowdowns=_draw_slowdowns(Draws(rng, "slowdowns"), names, heal_ns),
@@ -297,12 +308,12 @@ def _draw_leaves(draws: Draws, asks: tuple[Ask, ...]) -> tuple[tuple[int, Reques
     )
 
 
-def _draw_ambushes(draws: Draws, write_ns: int) -> tuple[Ambush, ...]:
+def _draw_ambushes(draws: Draws, write_ns: int, messages: tuple[str, ...]) -> tuple[Ambush, ...]:
     if not draws.chance(SHARE):
         return ()
     return tuple(
         Ambush(
-            draws.pick(DRAMATIC) if draws.chance(0.6) else "Dispatch",
+            draws.pick(messages) if draws.chance(0.6) else "Dispatch",
             1 + int(draws.uniform() ** 2 * 6),
             draws.pick((Victim.SENDER, Victim.RECEIVER, *Victim)),
             1 + int(draws.uniform() ** 2 * (100 * MICRO + 6 * write_ns)),
