@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from headrace import __version__
 from headrace.cli.flags import ClusterSource, LateGroup, RecordingSource, takes
-from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions
+from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions, SimulationOptions
 from headrace.types.errors import ConfigError, HeadraceError
 
 app = typer.Typer(
@@ -25,13 +25,6 @@ app = typer.Typer(
 )
 
 
-TraceName = Annotated[
-    str,
-    typer.Option(
-        "--trace",
-        help="A file, a name below the data folder, or a generator: synthetic:rate=5,requests=1000",
-    ),
-]
 Data = Annotated[
     Path | None, typer.Option("--data", envvar="HEADRACE_DATA", help="Folder in which traces are looked for")
 ]
@@ -183,11 +176,10 @@ def bench(
 
 
 @app.command()
-@takes(ClusterOptions, (), ClusterSource())
+@takes(SimulationOptions, (), ClusterSource())
 def simulate(
-    options: ClusterOptions,
+    options: SimulationOptions,
     file: Path | None,
-    trace: TraceName,
     data: Data = None,
     format: Format = None,
     sort: Sort = False,
@@ -218,7 +210,7 @@ def simulate(
 
     command(
         options,
-        Workload(trace, data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
+        Workload(options.trace or "", data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
         Outputs(json=json, html=html, perfetto=perfetto, perfetto_requests=perfetto_requests),
         name=file.stem if file is not None else "simulation",
         seed=seed,
@@ -228,10 +220,9 @@ def simulate(
 
 
 @app.command()
-@takes(ClusterOptions, (), ClusterSource())
+@takes(SimulationOptions, (), ClusterSource())
 def compare(
-    options: ClusterOptions,
-    trace: TraceName,
+    options: SimulationOptions,
     vary: Vary,
     data: Data = None,
     format: Format = None,
@@ -257,7 +248,7 @@ def compare(
 
     command(
         options,
-        Workload(trace, data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
+        Workload(options.trace or "", data, format, sort, requests, rate, speedup, ttft_ms, tpot_ms),
         vary,
         Outputs(json=json, html=html),
         seeds=seeds,

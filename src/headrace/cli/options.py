@@ -286,6 +286,15 @@ class ClusterOptions(DeploymentOptions):
         return value
 
 
+class SimulationOptions(ClusterOptions):
+    """A deployment and what it is to serve."""
+
+    trace: str | None = Field(
+        None,
+        description="A file, a name below the data folder, or a generator: synthetic:rate=5,requests=1000",
+    )
+
+
 def parse_size(text: str) -> int:
     """Bytes of "512MiB", "2G", "1073741824". Raises ValueError."""
     number = text.strip().upper().removesuffix("B").removesuffix("I")
@@ -413,6 +422,6 @@ def _unknown(where: str, path: list[str]) -> str:
     return f"{where}: {'.'.join(path[1:])} is not a setting of it; {hint}"
 
 
-KNOWN = (*dict.fromkeys((*ServeOptions.model_fields, *ClusterOptions.model_fields)),)
+KNOWN = (*dict.fromkeys((*ServeOptions.model_fields, *SimulationOptions.model_fields)),)
 """Every key of any command."""
 ALIASES = {axis: name for name, axis in AXES.items()}

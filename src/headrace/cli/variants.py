@@ -53,7 +53,7 @@ def variants(options: ClusterOptions, vary: Sequence[str]) -> list[Variant]:
 def varied(options: ClusterOptions, changes: Mapping[str, Any], source: str) -> ClusterOptions:
     """With these settings in place of its own. Raises ConfigError."""
     stated = {name: getattr(options, name) for name in options.model_fields_set}
-    return validated(ClusterOptions, stated | dict(changes), {}, source)
+    return validated(type(options), stated | dict(changes), {}, source)
 
 
 def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:

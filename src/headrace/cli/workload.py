@@ -46,7 +46,7 @@ def load(workload: Workload, seed: int = 0) -> tuple[Trace, list[str]]:
         raise ConfigError("--rate and --speedup both change the times; give one")
     if workload.trace.strip() == "":
         raise ConfigError(
-            "--trace names no trace: give a file, or a generator such as synthetic:rate=5,requests=1000"
+            "what is it to serve? --trace names a file, a name below the data folder, or a generator such as synthetic:rate=5,requests=1000"
         )
     if workload.generator is None:
         trace, report = traces.read(

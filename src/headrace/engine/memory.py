@@ -190,6 +190,10 @@ class Memory:
         if self.short:
             self._asked = None
 
+    def exceeds(self) -> bool:
+        """Is more in hand than is kept?"""
+        return any(s.total > self._kept(n) for s, n in zip(self.spare, self.need, strict=True))
+
     def messages(self) -> tuple[Return | Lease, ...]:
         """What to say to the pool now."""
         if not self.short and len(self.spare) == 1 and not self.wish[0]:

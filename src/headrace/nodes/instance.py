@@ -6,6 +6,8 @@ Life of a sequence here, by role (`Start.role`):
           `Resume` makes it WHOLE. A `Dispatch` may come first; blocks are sent as chunks finish.
  DECODE   match, reserve, register the expectation, `Dispatch` to the source; RECEIVING until the counter is complete; then as WHOLE.
           With one pool for both: no reservation, the pool hands the blocks over.
+A WHOLE sequence may leave for another instance while it runs (`nodes.migrating`), to which it is a DECODE one. One that is to prefill may
+fetch cached blocks first (`nodes.fetching`).
 Whatever happens (cancel, a lost peer, a failed write, a stage's deadline), a sequence leaves through STOPPING (plans in flight and writes
 in flight retire first) or FENCING (the source confirms that it writes no more, or has ended).
 """

@@ -6,7 +6,7 @@ Life cycle of a choice (`Stage`):
  3. PREFILL   one attempt runs: `Start` was sent to the prefill instance, and to the decode instance if it is chosen already.
  4. BINDING   prefilled and held; placement is asked for the decode instance.
  5. TRANSFER  the decode instance was told; until it says `Joined`.
- 6. DECODE    runs to its end on one instance (a WHOLE sequence is here from its first token on).
+ 6. DECODE    runs to its end on one instance (a WHOLE sequence is here from its first token on); it may move meanwhile (`nodes.moves`).
  7. DONE      finished, withdrawn, or failed.
 An attempt is a `SequenceKey`; what comes of any other attempt is ignored. When an instance that an attempt needs is lost, or says
 `Refused` or `Failed(retry)`, all of the attempt is cancelled and the choice is QUEUED again, with what was already delivered as history.

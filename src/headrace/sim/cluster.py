@@ -159,12 +159,18 @@ def check(cluster: Cluster, trace: Trace) -> None:
         raise ConfigError("faults: every instance is killed and none comes back: lower restart, or spare one")
     if {name for _, name in cluster.mishaps.drains} == set(names):
         raise ConfigError("faults: every instance is drained: nobody is left to serve; spare one")
+    ours, theirs = cluster.spec.block_size, trace.block_size
+    if theirs and max(ours, theirs) % min(ours, theirs):
+        raise ConfigError(
+            f"the trace's blocks of {theirs} tokens and the pools' of {ours} do not divide each other: choose another --block-size"
+        )
     _check_lengths(cluster, trace)
 
 
 def _check_lengths(cluster: Cluster, trace: Trace) -> None:
     size = cluster.spec.block_size
-    most = max(min(m.blocks) for m in cluster.members) * size
+    full = [i for i, group in enumerate(cluster.spec.groups) if not group.window]
+    most = max(min((m.blocks[i] for i in full), default=2**40) for m in cluster.members) * size
     need = trace.prompt + trace.output
     over = np.flatnonzero(need > most)
     if len(over):

@@ -8,6 +8,7 @@ from headrace.sim.flows import Flows
 from headrace.sim.shell import Shell
 from headrace.types.outcomes import Series
 
+SAMPLES_MAX = 1000
 COLUMNS = ("kv_used", "waiting", "running", "receiving")
 
 
@@ -48,4 +49,13 @@ class Samples:
         leanings = router.fleet.view(shell.loop.now_ns).leanings
         for leaning in ("prefill", "decode", "mixed"):
             self._fleet.setdefault(f"leaning_{leaning}", []).append(leanings.count(leaning))
+        if len(self._at_ns) >= SAMPLES_MAX:
+            self._thin()
         shell.loop.at(shell.loop.now_ns + self._period_ns, self._sample)
+
+    def _thin(self) -> None:
+        """A run that lasts longer than its trace: every second sample goes, and the next ones are half as dense."""
+        self._period_ns *= 2
+        self._at_ns = self._at_ns[::2]
+        self._rows = {name: rows[::2] for name, rows in self._rows.items()}
+        self._fleet = {name: column[::2] for name, column in self._fleet.items()}
