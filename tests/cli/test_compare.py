@@ -44,6 +44,9 @@ def test_a_policy_varies_with_its_settings() -> None:
 def test_numbers_of_prefill_and_decode_replace_instances() -> None:
     first, _ = variants(options(), ["prefill=1,2"])
     assert (first.name, first.options.prefill, first.options.instances) == ("prefill=1", 1, None)
+    pair = options(instances=None, prefill=1, decode=1)
+    _, four = variants(pair, ["instances=2,4"])
+    assert (four.options.instances, four.options.prefill, four.options.decode) == (4, None, None)
 
 
 def test_all_variants_get_the_same_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

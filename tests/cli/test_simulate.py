@@ -73,6 +73,17 @@ def test_it_writes_figures_a_page_and_a_sample(
     assert len(json.loads(written[2].read_bytes())["traceEvents"]) > 180
 
 
+def test_a_file_may_name_the_trace_and_flags_win_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pair.yaml"
+    file.write_text(
+        f"model: llama-3.1-8b\nhardware: h100-sxm\nprefill: 1\ndecode: 1\ntrace: '{TRACE}'\nport: 1\n"
+    )
+    assert headrace(monkeypatch, "simulate", str(file), "--instances", "3") == 0
+    assert "on 3 instances" in capsys.readouterr().out
+
+
 def test_every_step_is_the_same_to_the_bit() -> None:
     options = resolve(ClusterOptions, None, {"model": "llama-3.1-8b", "hardware": "h100-sxm"})
     trace, _ = load(Workload(TRACE))
@@ -166,6 +177,7 @@ def test_requests_that_are_too_long_are_named() -> None:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
+        ([], "what is it to serve"),
         (["--trace", "nothing.csv"], "no trace nothing.csv"),
         (["--trace", "synthetic:rats=3"], "no setting 'rats'"),
         (["--trace", "synthetic:rate"], "is no key=value"),

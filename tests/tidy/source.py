@@ -30,6 +30,8 @@ SEAMS = (
     "engine/preemption",
     "kv/evict",
     "live/transports",
+    "workload/generators",
+    "workload/traces",
 )
 """Folders whose files are found by their names, so that nobody needs to import them."""
 

@@ -308,6 +308,7 @@ def parse_size(text: str) -> int:
     return size
 
 
+TEAMS = frozenset(("prefill", "decode"))
 ROLES = ("prefill", "decode", "mixed")
 
 AXES = {
@@ -349,7 +350,13 @@ def resolve(
     `source`: how messages call the file.
     """
     stated = {name: value for name, value in read(file, source).items() if name in options.model_fields}
-    return validated(options, stated | given, given, source)
+    return validated(options, over(stated, given), given, source)
+
+
+def over(stated: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given wins; how many workers there are of one kind takes the place of how many there were of another."""
+    gone = ("prefill", "decode") if "instances" in given else ("instances",) if TEAMS & set(given) else ()
+    return {name: value for name, value in stated.items() if name not in gone} | given
 
 
 def validated(options: type[Options], stated: dict[str, Any], given: dict[str, Any], source: str) -> Options:

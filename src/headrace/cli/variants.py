@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from headrace.cli.cluster import cluster_of
-from headrace.cli.options import AXES, ClusterOptions, field_of, validated
+from headrace.cli.options import AXES, ClusterOptions, field_of, over, validated
 from headrace.cli.simulate import play
 from headrace.cli.workload import Workload, draw, split, variety
 from headrace.sim.cluster import Progress
@@ -53,7 +53,7 @@ def variants(options: ClusterOptions, vary: Sequence[str]) -> list[Variant]:
 def varied(options: ClusterOptions, changes: Mapping[str, Any], source: str) -> ClusterOptions:
     """With these settings in place of its own. Raises ConfigError."""
     stated = {name: getattr(options, name) for name in options.model_fields_set}
-    return validated(type(options), stated | dict(changes), {}, source)
+    return validated(type(options), over(stated, dict(changes)), {}, source)
 
 
 def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:
@@ -65,10 +65,7 @@ def _variant(options: ClusterOptions, changes: dict[str, Any]) -> Variant:
         _shown(value) if key in AXES else f"{key.replace('_', '-')}={_shown(value)}"
         for key, value in text.items()
     )
-    found = varied(options, text, "--vary")
-    if {"prefill", "decode"} & set(changes) and "instances" not in changes:
-        found = varied(found, {"instances": None}, "--vary")
-    return Variant(name, found)
+    return Variant(name, varied(options, text, "--vary"))
 
 
 def _shown(value: Any) -> str:
