@@ -179,7 +179,7 @@ def told(interval: int, strides: list[int], *, ends: bool = False) -> list[Token
         sequence.total += stride
         last = ends and number == len(strides) - 1
         finish = FinishReason.LENGTH if last else None
-        runs.append(instance._told(sequence, finish, everything=last))  # pyright: ignore[reportPrivateUsage]
+        runs.append(instance.results.told(sequence, finish, everything=last))
     return [run for run in runs if run is not None]
 
 

@@ -33,7 +33,7 @@ def compare(
         )
     numbers = seeds_of(seeds, seed)
     told = variety(workload, numbers)
-    planned = [Job(variant, workload, numbers, number) for number in numbers for variant in found]
+    planned = [Job(variant, workload, numbers, number, told) for number in numbers for variant in found]
     comparison = compare_runs(run_jobs(planned, jobs), skip_s)
     console = Console()
     console.print(render_comparison(comparison))

@@ -77,9 +77,10 @@ def replay(
     known = fidelity([live], simulated, skip_s)
     console.print(render_fidelity(known))
     asked = Workload(recorded.trace, format="recorded", sort=True, speedup=speedup)
-    what_if, comparison = _what_if(options, config, asked, vary, seeds_of(seeds, 0), jobs, skip_s)
+    told = variety(asked, seeds_of(seeds, 0))
+    what_if, comparison = _what_if(options, config, asked, vary, range(seeds), told, jobs, skip_s)
     answer = Answer(live, simulated, known, what_if, comparison)
-    _show(console, answer, variety(asked, range(seeds)), skip_s)
+    _show(console, answer, told, skip_s)
     _write(outputs, answer, console, skip_s)
     return answer
 
@@ -175,6 +176,7 @@ def _what_if(
     workload: Workload,
     vary: Sequence[str],
     seeds: range,
+    told: str,
     jobs: int,
     skip_s: tuple[float, float],
 ) -> tuple[dict[str, RunData], Comparison | None]:
@@ -183,9 +185,9 @@ def _what_if(
     if not others and workload.speedup is None:
         return {}, None
     found = [Variant(SIMULATED, options), *others]
-    whole = [Job(variant, workload, range(1), 0, config, False) for variant in found]
+    whole = [Job(variant, workload, range(1), 0, "", config, False) for variant in found]
     draws = [
-        Job(variant, workload, seeds, seed, config, False)
+        Job(variant, workload, seeds, seed, told, config, False)
         for seed in seeds
         for variant in found
         if len(seeds) > 1 and others

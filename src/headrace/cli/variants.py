@@ -14,7 +14,7 @@ from rich.console import Console
 from headrace.cli.cluster import cluster_of
 from headrace.cli.options import AXES, ClusterOptions, field_of, over, validated
 from headrace.cli.simulate import play
-from headrace.cli.workload import Workload, draw, split, variety
+from headrace.cli.workload import Workload, draw, split
 from headrace.sim.cluster import Progress
 from headrace.types.errors import ConfigError, HeadraceError
 from headrace.types.outcomes import RunData, Series
@@ -84,6 +84,8 @@ class Job:
     workload: Workload
     seeds: range
     seed: int
+    told: str = ""
+    """What the seeds change, for reports."""
     config: dict[str, Any] | None = None
     outside: bool = True
 
@@ -92,8 +94,7 @@ def run_job(job: Job) -> RunData:
     """Without what the fleet looked like over time: a comparison does not show it."""
     trace = draw(job.workload, job.seeds, job.seed)
     run = play(job.variant.options, trace, job.seed, job.variant.name, config=job.config, outside=job.outside)
-    told = variety(job.workload, job.seeds)
-    settings = {**run.settings, "trace": job.workload.trace, "seeds": told}
+    settings = {**run.settings, "trace": job.workload.trace, "seeds": job.told}
     return replace(run, settings=settings, series=Series(run.series.at_ns[:0]))
 
 

@@ -37,6 +37,12 @@ class Memory:
         self._asked: tuple[tuple[int, ...], int] | None = None
         """Need and age of the request that the pool knows of."""
 
+    @property
+    def used(self) -> float:
+        """Share of the pool that is in use, 0..1, as far as is known."""
+        free = sum(s.total + f for s, f in zip(self.spare, self.pool_free, strict=True))
+        return 1 - min(1.0, free / sum(self.blocks_total))
+
     # Tables
 
     def missing(self, sequence: Sequence, tokens: int) -> list[int]:

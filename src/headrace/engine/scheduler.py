@@ -32,6 +32,10 @@ class Wishes:
     receive: list[Sequence] = field(default_factory=list[Sequence])
     """Blocks are reserved: ask the source for the KV."""
 
+    def clear(self) -> None:
+        for wish in (self.match, self.unlock, self.receive):
+            wish.clear()
+
 
 class Scheduler:
     """Queue, running set and plans of one instance."""
@@ -289,6 +293,13 @@ class Scheduler:
         if victim is not None:
             self.stop(victim, ends=False)
         return victim
+
+    def recalled(self, *, on: bool, force: bool) -> None:
+        """Another holder is short, or nobody is any more; `force`: it needs what our lowest-ranked sequence has."""
+        self.memory.pressed = on
+        self.force = on and (self.force or force)
+        if on:
+            self.unlock_waiting()
 
     def unlock_waiting(self, but: Sequence | None = None) -> bool:
         """Send waiting sequences back to before their prefix look-up: what they lock is wanted by others. True if there were any."""

@@ -362,15 +362,13 @@ class Service:
 
     def _send(self, source: Address, target: Address, message: AnyMessage) -> None:
         if target in self._nodes:
-            # From one core of this process to another: a pool tells the router of its index.
-            self._nodes[target].post(Received(source, message))
-            return
+            return self._nodes[target].post(Received(source, message))  # a pool tells the router of its index
         payload = b""
         if isinstance(message, Start):
             wanted = self._store.payload_for(message)
             if wanted is None:
                 # Its client has just left: `Withdrawn` is on its way to the router.
-                return
+                return None
             payload = wire.encode_payload(wanted)
         self._hub.send(source, target, message, payload)
 

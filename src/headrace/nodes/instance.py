@@ -12,16 +12,17 @@ Whatever happens (cancel, a lost peer, a failed write, a stage's deadline), a se
 in flight retire first) or FENCING (the source confirms that it writes no more, or has ended).
 """
 
-from collections.abc import Iterable
-
 from headrace.engine.memory import Memory
 from headrace.engine.policies import EnginePolicies
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.fetching import Fetching
+from headrace.nodes.leaving import Leaving
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.migrating import Migrating
+from headrace.nodes.parts import Parts
 from headrace.nodes.receiving import Incoming, Receiving
+from headrace.nodes.results import Results
 from headrace.nodes.sending import Sending
 from headrace.nodes.standstill import Standstill
 from headrace.types.events import (
@@ -60,7 +61,6 @@ from headrace.types.messages import (
     Matched,
     Migrate,
     More,
-    Prefilled,
     Recall,
     Refused,
     Release,
@@ -70,12 +70,7 @@ from headrace.types.messages import (
     Start,
     Stay,
     Tail,
-    TokenRun,
-    Tokens,
-    Unfenced,
 )
-from headrace.types.plan import Output, StepResult, Work
-from headrace.types.request import FinishReason
 
 
 class Instance:
@@ -91,32 +86,19 @@ class Instance:
         config: InstanceConfig,
     ) -> None:
         self.address = address
-        self.sequences: dict[SequenceKey, Sequence] = {}
         self.memory = Memory(spec, info.pool, info.blocks_total, config.lease_blocks)
-        self.scheduler = Scheduler(
-            policies,
-            self.memory,
-            config.tokens_max,
-            config.sequences_max,
-            config.depth,
-            config.repeats_max,
-        )
+        limits = config.tokens_max, config.sequences_max, config.depth, config.repeats_max
+        self.scheduler = Scheduler(policies, self.memory, *limits)
         self.scheduler.overheard |= config.overheard
         self._out: list[Command] = []
         self._closes: list[Command] = []
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
         self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
-        self.migrating = Migrating(
-            router,
-            config,
-            self.scheduler,
-            self.sending,
-            self.receiving,
-            self._send,
-            self._flush,
-            self._leave,
-        )
+        own = self.memory, self.scheduler, self.sending, self.receiving
+        parts = Parts(router, info.pool_address, spec, config, *own, self._send)
+        self.sequences = parts.sequences
+        self._deadlines = parts.deadlines
         self.fetching = Fetching(
             router,
             info,
@@ -127,6 +109,18 @@ class Instance:
             self._send,
             self._goes_on,
         )
+        self.leaving = Leaving(parts, self.fetching.dropped, self._closes.append)
+        self.results = Results(parts, self.leaving, self._hold)
+        self.migrating = Migrating(
+            router,
+            config,
+            self.scheduler,
+            self.sending,
+            self.receiving,
+            self._send,
+            self.results.flush,
+            self.leaving.leave,
+        )
         self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self._router = router
         self._info = info
@@ -135,9 +129,6 @@ class Instance:
         self._peers: dict[Address, InstanceInfo] = {}
         self._lost: dict[str, int] = {}
         """Name -> its highest epoch that has ended."""
-        self._windows = any(g.window for g in spec.groups)
-        self._deadlines: dict[SequenceKey, int] = {}
-        """Of sequences that wait for somebody else: held, receiving, fencing."""
         self._draining = False
         self._wake_ns = 0
 
@@ -150,7 +141,7 @@ class Instance:
                 if not self._gone(source):
                     self._message(source, message, now_ns)
             case StepDone(result):
-                self._step_done(result, now_ns)
+                self.results.take(result, now_ns)
             case Landed(slot, weight):
                 self.standstill.moved()
                 self._complete(self.receiving.landed(slot, weight), now_ns)
@@ -172,16 +163,16 @@ class Instance:
 
     def settle(self, now_ns: int) -> list[Command]:
         if self._deadlines:
-            self._expire(now_ns)
+            self.leaving.expire(now_ns)
         self.fetching.expire(now_ns)
-        self._reap()
+        self.leaving.reap()
         self.migrating.settle(now_ns)
         self._plan(now_ns)
         stuck = self.standstill.victim(self.sequences.values(), now_ns)
         if stuck is not None:
             self._send(self._router, Refused(stuck.key, "memory is short"))
-            self._drop(stuck, now_ns)
-        while self._reap():
+            self.leaving.drop(stuck, now_ns)
+        while self.leaving.reap():
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
         self.migrating.check(now_ns)
@@ -213,10 +204,8 @@ class Instance:
 
     def gauges(self) -> tuple[float, int, int, int]:
         """Share of its pool that is in use, as far as it knows, and sequences waiting, running and receiving."""
-        scheduler, memory = self.scheduler, self.memory
-        free = sum(s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True))
-        used = 1 - min(1.0, free / sum(memory.blocks_total))
-        return used, len(scheduler.waiting), len(scheduler.running), len(scheduler.receiving)
+        scheduler = self.scheduler
+        return self.memory.used, len(scheduler.waiting), len(scheduler.running), len(scheduler.receiving)
 
     @property
     def idle(self) -> bool:
@@ -243,17 +232,14 @@ class Instance:
             case More():
                 full = self.migrating.extend(message, self.sequences)
                 if full is not None:
-                    self._fail(full, "memory is short", now_ns, retry=True)
+                    self.leaving.fail(full, "memory is short", now_ns, retry=True)
             case Matched():
                 self._matched(message, now_ns)
             case Leased():
                 self.memory.leased(message)
                 self.fetching.leased(self._peers, now_ns)
             case Recall(on, force):
-                self.memory.pressed = on
-                self.scheduler.force = on and (self.scheduler.force or force)
-                if on:
-                    self.scheduler.unlock_waiting()
+                self.scheduler.recalled(on=on, force=force)
             case Dispatch():
                 self._dispatched(source, message, now_ns)
             case Abandon(key):
@@ -261,7 +247,7 @@ class Instance:
                 self.fetching.abandoned(key)
             case Fenced(key, slot):
                 if not self.fetching.fenced(key, slot) and self.receiving.fenced(key, slot):
-                    self._leave(self.sequences[key])
+                    self.leaving.leave(self.sequences[key])
             case Fetch():
                 self.fetching.asked(source, message)
             case Found():
@@ -309,9 +295,10 @@ class Instance:
             return Failed(message.key, f"{message.source} was lost", retry=True)
         tokens = message.total + message.emits_max
         demand = self.memory.demand(tokens, self._config.tokens_max)
-        if all(n <= have for n, have in zip(demand, self._info.blocks_total, strict=True)):
+        have = self._info.blocks_total
+        if all(n <= most for n, most in zip(demand, have, strict=True)):
             return None
-        reason = f"{tokens} tokens need {demand} blocks of KV, the pool has {list(self._info.blocks_total)}"
+        reason = f"{tokens} tokens need {demand} blocks of KV, the pool has {list(have)}"
         return Failed(message.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=False)
 
     def _resume(self, key: SequenceKey) -> None:
@@ -327,7 +314,7 @@ class Instance:
         self.sending.stop(key)
         sequence = self.sequences.get(key)
         if sequence is not None:
-            self._drop(sequence, now_ns)
+            self.leaving.drop(sequence, now_ns)
 
     def _matched(self, message: Matched, now_ns: int) -> None:
         sequence = self.sequences.get(message.key)
@@ -360,68 +347,6 @@ class Instance:
         if self.memory.pressed:
             self.scheduler.unmatch(sequence)
 
-    # Leaving
-
-    def _drop(self, sequence: Sequence, now_ns: int) -> None:
-        """It has no more to do here: free what it has as soon as nothing can touch it."""
-        self._deadlines.pop(sequence.key, None)
-        self.sending.stop(sequence.key)
-        self.fetching.dropped(sequence, now_ns)
-        if sequence.status is Status.FENCING:
-            self._deadlines[sequence.key] = now_ns + self._config.fence_ns
-        elif sequence.status is Status.RECEIVING and self.receiving.abandon(sequence.key):
-            self.scheduler.receiving.remove(sequence)
-            sequence.status = Status.FENCING
-            self._deadlines[sequence.key] = now_ns + self._config.fence_ns
-        else:
-            self.scheduler.stop(sequence, ends=True)
-
-    def _fail(self, sequence: Sequence, reason: str, now_ns: int, *, retry: bool) -> None:
-        self._send(self._router, Failed(sequence.key, reason, retry))
-        self._drop(sequence, now_ns)
-
-    def _reap(self) -> bool:
-        """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over. True if any."""
-        drained = self.scheduler.drained(self.sending.busy)
-        if drained and (self.scheduler.waiting or any(self.memory.need)):
-            self.scheduler.changed = True
-        for sequence in drained:
-            if sequence.ends:
-                self._leave(sequence)
-            else:
-                self._free(sequence)
-                self.scheduler.requeue(sequence)
-        return bool(drained)
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Nothing can touch its blocks any more: free them and forget it."""
-        key = sequence.key
-        self._free(sequence)
-        self.sending.close(key)
-        self.receiving.close(key)
-        self.scheduler.leave(sequence, closes=True)
-        self._deadlines.pop(key, None)
-        del self.sequences[key]
-        self._closes.append(Close(key))
-
-    def _free(self, sequence: Sequence) -> None:
-        if any(sequence.published):
-            self._to_pool(Release(sequence.key))
-        self.memory.ask_again()
-        self.memory.free(sequence)
-
-    def _expire(self, now_ns: int) -> None:
-        for key in [k for k, at_ns in self._deadlines.items() if at_ns <= now_ns]:
-            sequence = self.sequences[key]
-            if sequence.status is Status.FENCING:
-                assert sequence.source is not None
-                self._send(self._router, Unfenced(sequence.source))
-                self._deadlines[key] = now_ns + self._config.fence_ns
-            else:
-                held = sequence.status is Status.HELD
-                reason = "its KV was not fetched in time" if held else "no KV came in time"
-                self._fail(sequence, reason, now_ns, retry=True)
-
     # Steps
 
     def _plan(self, now_ns: int) -> None:
@@ -440,108 +365,6 @@ class Instance:
         """Before what follows it is given, an open plan is told not to repeat."""
         self._out += [Once(step) for step in self.scheduler.once]
         self.scheduler.once.clear()
-
-    def _step_done(self, result: StepResult, now_ns: int) -> None:
-        issued = self.scheduler.retire(result)
-        repeats = result.repeats
-        if not repeats:
-            return
-        runs: list[TokenRun] = []
-        works: Iterable[tuple[Work, Sequence]] = zip(issued.plan.work, issued.rows, strict=True)
-        if result.each and not result.outputs:
-            self._advance(issued.rows, result.each, runs)
-            works = ()
-        elif result.each:
-            named = {output.key for output in result.outputs}
-            self._advance([s for s in issued.rows if s.key not in named], result.each, runs)
-            works = [(work, sequence) for work, sequence in works if work.key in named]
-        before = issued.repeats - repeats
-        for (work, sequence), output in zip(works, result.outputs, strict=True):
-            sequence.pending -= repeats * work.emits
-            if sequence.ends or output.discarded:
-                continue
-            if output.error:
-                self._fail(sequence, output.error, now_ns, retry=False)
-                continue
-            run = self._progress(sequence, work.first + work.count * (before + repeats), output, now_ns)
-            if run is not None:
-                runs.append(run)
-        if runs:
-            self._send(self._router, Tokens(tuple(runs)))
-
-    def _advance(self, rows: list[Sequence], tokens: int, runs: list[TokenRun]) -> None:
-        """These have drawn so many tokens after their first one, none has ended, and no block's hash has become known."""
-        interval = self._config.stream_interval
-        for sequence in rows:
-            sequence.pending -= tokens
-            if sequence.ends:
-                continue
-            sequence.computed += tokens
-            sequence.emitted += tokens
-            sequence.total += tokens
-            if self._windows:
-                self._publish(sequence)
-            if sequence.emitted - sequence.told >= interval and (run := self._told(sequence)) is not None:
-                runs.append(run)
-
-    def _progress(self, sequence: Sequence, computed: int, output: Output, now_ns: int) -> TokenRun | None:
-        """Take in one output: KV, blocks to publish and to send, tokens, and what follows from them."""
-        sequence.computed = computed
-        sequence.hashes.extend(output.hashes)
-        self._publish(sequence)
-        if not output.emitted:
-            self.sending.advance(sequence)
-            return None
-        if sequence.emitted == 0:
-            self._send(self._router, Prefilled(sequence.key, now_ns))
-        sequence.emitted += output.emitted
-        sequence.total += output.emitted
-        finish = output.finish
-        if finish is None and sequence.emitted >= sequence.emits_max:
-            finish = FinishReason.LENGTH
-        if finish is not None:
-            self.scheduler.finished.append(sequence.history + sequence.emitted)
-            self._drop(sequence, now_ns)
-        elif sequence.role is Role.PREFILL:
-            self.scheduler.hold(sequence)
-            self._hold(sequence, now_ns)
-        if finish is None and sequence.role is not Role.PREFILL:
-            return self._told(sequence)
-        return self._told(sequence, finish, everything=True)
-
-    def _told(
-        self, sequence: Sequence, finish: FinishReason | None = None, *, everything: bool = False
-    ) -> TokenRun | None:
-        """What the router is told now: the first token at once, then whole intervals, and at the end the rest."""
-        told, interval = sequence.told, self._config.stream_interval
-        count = sequence.emitted - told
-        if not everything and told and interval > 1:
-            count -= (sequence.emitted - 1) % interval
-        if count <= 0 and finish is None:
-            return None
-        sequence.told = told + count
-        # No hash of a block that holds tokens which are not told yet.
-        blocks = (sequence.total - sequence.emitted + sequence.told) // self._spec.block_size
-        hashes = tuple(sequence.hashes[sequence.told_hashes : blocks])
-        sequence.told_hashes += len(hashes)
-        recomputed = sequence.recomputed if finish is not None else 0
-        return TokenRun(sequence.key, sequence.history + told, count, finish, hashes, recomputed)
-
-    def _flush(self, sequence: Sequence) -> None:
-        """Tell the router all that was drawn and is not told yet."""
-        run = self._told(sequence, everything=True)
-        if run is not None:
-            self._send(self._router, Tokens((run,)))
-
-    def _publish(self, sequence: Sequence) -> None:
-        message = self.memory.publish(sequence)
-        if message is not None:
-            self._to_pool(message)
-        if self._windows:
-            before = sum(sequence.trimmed)
-            for trim in self.memory.trim(sequence, sequence.computed):
-                self._to_pool(trim)
-            self.scheduler.changed |= sum(sequence.trimmed) != before
 
     # The source's half of a transfer
 
@@ -570,7 +393,7 @@ class Instance:
     def _written(self, key: SequenceKey, failed: bool, now_ns: int) -> None:
         sequence = self.sequences[key]
         if failed:
-            self._fail(sequence, "a write to the decode instance failed", now_ns, retry=True)
+            self.leaving.fail(sequence, "a write to the decode instance failed", now_ns, retry=True)
         elif sequence.status is Status.HELD and self.sending.advance(sequence):
             self._sent(sequence)
 
@@ -579,17 +402,13 @@ class Instance:
         self.standstill.handed_over()
         if self.sending.handed_over(sequence.key):
             self.memory.forget(sequence)
-        self._leave(sequence)
+        self.leaving.leave(sequence)
 
     # The target's half of a transfer
 
     def _adopted(self, message: Adopted, now_ns: int) -> None:
         wanted, session = self.receiving.adopted(message)
         if not wanted:
-            for run in message.table:
-                private = run.at + run.count - max(run.at, message.published[run.group])
-                if private > 0:
-                    self.memory.spare[run.group].add(run.first + run.count - private, private)
             self._to_pool(Release(message.key))
         self._complete(session, now_ns)
 
@@ -617,7 +436,7 @@ class Instance:
             # Windows have passed blocks since they were reserved: what is in them never came.
             for trim in self.memory.trim(sequence, sequence.computed):
                 self._to_pool(trim)
-        self._publish(sequence)
+        self.results.publish(sequence)
         self.scheduler.join(sequence)
         if tail.moved:
             return
@@ -636,32 +455,30 @@ class Instance:
         self.fetching.lost(peer)
         for key in self.sending.peer_lost(peer, info):
             # Either it had all, or the router begins anew: nobody will come for what is here.
-            self._drop(self.sequences[key], now_ns)
+            self.leaving.drop(self.sequences[key], now_ns)
         for key in self.receiving.of(peer):
             # Its process has ended: no write can land any more.
             sequence = self.sequences[key]
             if sequence.status is Status.RECEIVING:
                 self._send(self._router, Failed(key, f"{peer} was lost", retry=True))
                 self.scheduler.receiving.remove(sequence)
-            self._leave(sequence)
+            self.leaving.leave(sequence)
         for sequence in [s for s in self.scheduler.waiting if s.role is Role.DECODE and s.source == peer]:
-            self._fail(sequence, f"{peer} was lost", now_ns, retry=True)
+            self.leaving.fail(sequence, f"{peer} was lost", now_ns, retry=True)
 
     # Saying it
 
     def _tell_pool(self) -> None:
         wishes = self.scheduler.wishes
         for sequence in wishes.unlock:
-            self._free(sequence)
+            self.leaving.free(sequence)
         for sequence in wishes.match:
             limit = sequence.total - (sequence.role is not Role.DECODE)
             self._to_pool(Match(sequence.key, tuple(sequence.hashes), limit))
         for sequence in wishes.receive:
             if sequence.status is Status.RECEIVING:  # else it was given up in this very instant
                 self.receiving.expect(sequence, shared=False)
-        wishes.unlock.clear()
-        wishes.match.clear()
-        wishes.receive.clear()
+        wishes.clear()
         for message in self.memory.messages():
             self._to_pool(message)
 

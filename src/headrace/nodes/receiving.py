@@ -103,9 +103,14 @@ class Receiving:
         return self.landed(message.slot, 1 + message.skipped)
 
     def adopted(self, message: Adopted) -> tuple[bool, Incoming | None]:
-        """The pool handed blocks over: whether somebody still wants them, and the session, if this completed it."""
+        """The pool handed blocks over: whether somebody still wants them (else what is private is in hand now), and the session, if this
+        completed it."""
         session = self._sessions.get(message.key)
         if session is None:
+            for run in message.table:
+                private = run.at + run.count - max(run.at, message.published[run.group])
+                if private > 0:
+                    self._memory.spare[run.group].add(run.first + run.count - private, private)
             return False, None
         session.sequence.published = list(message.published)
         self._memory.adopt(session.sequence, message.table, session.sequence.published)

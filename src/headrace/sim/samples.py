@@ -23,6 +23,8 @@ class Samples:
         self._at_ns: list[int] = []
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         self._fleet: dict[str, list[float]] = {}
+        self._columns: dict[str, int] = {}
+        """By name: all are up when the trace begins, and keep their column while they are down."""
         shell.loop.at(begin_ns, self._sample)
 
     def series(self) -> Series:
@@ -35,11 +37,13 @@ class Samples:
         if not shell.clients.unfinished:
             return
         live = [worker for worker in shell.workers.values() if worker.alive]
-        table = np.zeros((len(COLUMNS), len(live)), dtype=np.float32)
-        for i, worker in enumerate(live):
+        for worker in live:
+            self._columns.setdefault(worker.address.name, len(self._columns))
+        table = np.zeros((len(COLUMNS), len(self._columns)), dtype=np.float32)
+        for worker in live:
             core = worker.core
             assert isinstance(core, Instance)
-            table[:, i] = core.gauges()
+            table[:, self._columns[worker.address.name]] = core.gauges()
         self._at_ns.append(shell.loop.now_ns - self._begin_ns)
         for name, column in zip(COLUMNS, table, strict=True):
             self._rows[name].append(column)
