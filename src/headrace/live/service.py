@@ -361,14 +361,15 @@ class Service:
                 raise TypeError(f"the service has no use for {command!r}")
 
     def _send(self, source: Address, target: Address, message: AnyMessage) -> None:
-        if target in self._nodes:
-            return self._nodes[target].post(Received(source, message))  # a pool tells the router of its index
+        if target in self._nodes:  # a pool tells the router of its index
+            self._nodes[target].post(Received(source, message))
+            return
         payload = b""
         if isinstance(message, Start):
             wanted = self._store.payload_for(message)
             if wanted is None:
                 # Its client has just left: `Withdrawn` is on its way to the router.
-                return None
+                return
             payload = wire.encode_payload(wanted)
         self._hub.send(source, target, message, payload)
 
