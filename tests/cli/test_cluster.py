@@ -56,6 +56,16 @@ def test_one_file_serves_every_command(tmp_path: Path) -> None:
     assert "batching" not in made.settings
 
 
+def test_what_serve_would_not_do_it_refuses(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("roles: load_states\nrebalance: virtual_usage\n")
+    assert resolve(ClusterOptions, file, {}).rebalance is not None
+    with pytest.raises(
+        ConfigError, match="rebalance: only simulations do this so far; take the key out to serve"
+    ):
+        resolve(ServeOptions, file, {})
+
+
 def test_memory_and_blocks_follow_from_model_and_device() -> None:
     made = cluster(instances=2, block_size=64, gpu_memory_utilization=0.8, max_num_batched_tokens=1024)
     shape = shape_of(known_models.LLAMA_8B)
