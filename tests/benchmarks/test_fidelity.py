@@ -67,9 +67,9 @@ def test_requests_without_a_rate_are_all_there_at_once():
     assert {r.at_s for r in _fidelity.plan(_fidelity.Load("burst", 0.0, 8, 1), SIZES, 0, 1000)} == {0.0}
 
 
-def test_the_capacity_is_the_rate_at_which_the_middle_of_a_burst_ends():
-    slow_begin_and_end = [3.0, 4.0, 4.5, 5.0, 5.5, 6.0, 8.0, 20.0]
-    assert _fidelity.capacity_of(of_ends(slow_begin_and_end)) == pytest.approx(4 / (8.0 - 4.5))
+def test_the_capacity_is_the_rate_of_a_whole_burst():
+    nearly_all_at_once = [9.0, 9.5, 9.6, 9.7, 9.8, 9.9, 9.95, 10.0]
+    assert _fidelity.capacity_of(of_ends(nearly_all_at_once)) == pytest.approx(8 / 10.0)
 
 
 def test_the_service_view_counts_from_its_first_request():
