@@ -352,7 +352,9 @@ def resolve(
     said = read(file, source)
     unserved = [name for name in said if name in AXES and name not in options.model_fields]
     if unserved:
-        raise ConfigError(f"{source}: {unserved[0]}: only simulations do this so far; take the key out to serve")
+        raise ConfigError(
+            f"{source}: {unserved[0]}: only simulations do this so far; take the key out to serve"
+        )
     stated = {name: value for name, value in said.items() if name in options.model_fields}
     return validated(options, over(stated, given), given, source)
 
