@@ -81,14 +81,12 @@ def cluster(instances: int, placement: str, block_size: int, depth: int) -> Clus
 
 
 def azure(requests: int, rate_per_s: float) -> Trace:
-    arrivals = {"kind": "poisson", "rate": rate_per_s}
+    arrivals = {"kind": "poisson", "rate_per_s": rate_per_s}
     try:
         lengths: dict[str, Any] = {"file": str(traces.find("azure2023/AzureLLMInferenceTrace_conv.csv"))}
     except ConfigError:
-        lengths = {
-            "prompt": {"kind": "lognormal", "mean": 1155},
-            "output": {"kind": "lognormal", "mean": 211},
-        }
+        drawn = {"kind": "lognormal", "sigma": 0.8}
+        lengths = {"prompt": {**drawn, "median": 840.0}, "output": {**drawn, "median": 153.0}}
     return generate("synthetic", {"requests": requests, "arrivals": arrivals, **lengths}, 0)
 
 
