@@ -43,7 +43,8 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     requests_running: int
     counters: dict[str, int]
     """Counts since start by name: requests_finished, requests_failed, tokens_prompt_computed, tokens_prompt_hit, tokens_transferred,
-    tokens_generated, preemptions, failovers, worker_restarts, transfer_bytes, transfer_writes."""
+    tokens_generated, preemptions, failovers, worker_restarts, transfer_bytes, transfer_writes, tokens_prompt_fetched, roles_turned,
+    migrations, migrations_aborted."""
     blocks_total: int
     blocks_free: int
     """Free or evictable, over all pools and groups."""
