@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from headrace.types.errors import ConfigError
-from headrace.types.ids import BlockHash
 from headrace.types.request import Slo
 from headrace.types.trace import Trace
 from headrace.workload.generators import generate
 from headrace.workload.traces import read
-from headrace.workload.traces.recorded import block_id, line_of, lines_of
+from headrace.workload.traces.recorded import line_of, lines_of
 
 
 def record(folder: Path, *lines: bytes) -> Path:
@@ -102,12 +101,6 @@ def test_file_order_is_arrival_order(tmp_path: Path):
     with pytest.raises(ConfigError, match="line 2"):
         read(path)
     assert read(path, sort=True)[0].arrival_ns.tolist() == [0, 1]
-
-
-def test_ids_mean_something_within_one_recording_only():
-    block = BlockHash(bytes(range(16)))
-    assert block_id(b"one", block) == block_id(b"one", block) != block_id(b"two", block)
-    assert -(2**63) <= block_id(b"one", block) < 2**63
 
 
 def test_a_line_has_no_text_and_is_json():

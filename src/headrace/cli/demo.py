@@ -3,10 +3,8 @@
 Everything is what a user would do: the server is `headrace serve` in a process of its own, the client is `openai`.
 """
 
-import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headrace.api.server import listen
+from headrace.cli import child
 from headrace.types.errors import HeadraceError
 
 PROMPTS = (
@@ -28,7 +26,6 @@ PROMPTS = (
     "import os\nimport sys\n\n\nclass FileReader:\n    def __init__(self, path):\n",
     "def main():\n    parser = argparse.ArgumentParser()\n",
 )
-START_S = 120.0
 KILL_AFTER = 24
 """Tokens of the last stream after which its decode worker is killed."""
 
@@ -51,45 +48,12 @@ async def demo(model: Path | None, tokens: int) -> None:
 @asynccontextmanager
 async def server(model: Path | None, console: Console) -> AsyncIterator[str]:
     """`headrace serve` with one prefill and one decode worker, a KV pool each, so that bytes really move."""
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    flags = ["--port", str(port), "--prefill", "1", "--decode", "1", "--separate-pools"]
-    command = [sys.executable, "-m", "headrace.cli.main", "serve", *([str(model)] if model else []), *flags]
-    console.print(f"[dim]$ headrace serve {' '.join(command[4:])}")
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    log: list[str] = []
-    reading = asyncio.create_task(read_lines(process, log))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        started = perf_counter()
-        await until_ready(url, process, log)
+    flags = [*([str(model)] if model else []), "--prefill", "1", "--decode", "1", "--separate-pools"]
+    console.print(f"[dim]$ headrace serve {' '.join(flags)}")
+    started = perf_counter()
+    async with child.server(flags) as url:
         console.print(f"[dim]ready after {perf_counter() - started:.1f} s: {url}/v1\n")
         yield url
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-        await reading
-
-
-async def read_lines(process: asyncio.subprocess.Process, log: list[str]) -> None:
-    assert process.stderr is not None
-    async for line in process.stderr:
-        log += [line.decode(errors="replace").rstrip()]
-
-
-async def until_ready(url: str, process: asyncio.subprocess.Process, log: list[str]) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(START_S):
-        while True:
-            if process.returncode is not None:
-                raise HeadraceError("the server did not start:\n" + "\n".join(log[-20:]))
-            try:
-                async with session.get(f"{url}/ready") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.05)
 
 
 async def stream(

@@ -1,13 +1,12 @@
 """Headrace's own recordings, and how every other trace is kept: JSONL, one line a request, in order of arrival.
 
-Block ids are integers that mean something within one recording only: a block's hash under the recording's key (`block_id`). Each choice of
-a request has its own output length, finish reason and output blocks; it becomes a row of its own. `output_blocks` are the full blocks that
-the answer filled, the one that holds the prompt's end among them. From them it is known which prompt goes on from which answer.
+Block ids are integers that mean something within one recording only: a block's hash under a key that is not kept (`live.record`). Each
+choice of a request has its own output length, finish reason and output blocks; it becomes a row of its own. `output_blocks` are the full
+blocks that the answer filled, the one that holds the prompt's end among them. From them it is known which prompt goes on from which answer.
 No text is recorded. A choice that gave no token has failed, and is left out unless asked for.
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from itertools import chain
 from typing import Annotated
 
@@ -15,7 +14,6 @@ import msgspec
 import numpy as np
 
 from headrace.types.errors import ConfigError
-from headrace.types.ids import BlockHash
 from headrace.types.request import Slo
 from headrace.types.trace import Ints, Trace
 from headrace.workload.lines import decode
@@ -62,11 +60,6 @@ class Line(msgspec.Struct, frozen=True):
     """By choice: `stop`, `length`, or the kind of error."""
 
 
-def block_id(key: bytes, block: BlockHash) -> int:
-    """The id of a block in the recording that has this key (at most 64 bytes): the same block, the same id; without the key no way back."""
-    return int.from_bytes(blake2b(block, key=key, digest_size=8).digest(), "little", signed=True)
-
-
 def line_of(
     *,
     arrival_ns: int,
@@ -83,7 +76,7 @@ def line_of(
     session: int = -1,
     hidden: int = 0,
 ) -> bytes:
-    """One request as a line, its newline too. `output`, `output_blocks` and `finish` have one entry a choice; ids are `block_id`'s."""
+    """One request as a line, its newline too. `output`, `output_blocks` and `finish` have one entry a choice."""
     line = Line(
         arrival_ns=arrival_ns,
         prompt=prompt,
