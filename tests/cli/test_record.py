@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with serving(*FLAGS, "--record", str(record)) as server:
         text = ask(server, prompt=PROMPT, max_tokens=40, extra_body={"ignore_eos": True})
         ask(server, prompt=PROMPT + text)
-        ask(server, prompt=PROMPT, n=2, temperature=1, seed=3, stop=["\n"], max_tokens=64)
+        ask(server, prompt=PROMPT, n=2, temperature=1, seed=3, stop=["\n", " ", "(", "."], max_tokens=800)
         asyncio.run(streams_with_a_death(server))
         server.wait_ready()
     return record
