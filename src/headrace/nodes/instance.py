@@ -17,11 +17,12 @@ from headrace.engine.policies import EnginePolicies
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.fetching import Fetching
+from headrace.nodes.handing import Handing
 from headrace.nodes.leaving import Leaving
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.migrating import Migrating
 from headrace.nodes.parts import Parts
-from headrace.nodes.receiving import Incoming, Receiving
+from headrace.nodes.receiving import Receiving
 from headrace.nodes.results import Results
 from headrace.nodes.sending import Sending
 from headrace.nodes.standstill import Standstill
@@ -55,7 +56,6 @@ from headrace.types.messages import (
     Fetch,
     Found,
     InstanceInfo,
-    Joined,
     Leased,
     Match,
     Matched,
@@ -110,7 +110,11 @@ class Instance:
             self._goes_on,
         )
         self.leaving = Leaving(parts, self.fetching.dropped, self._closes.append)
+        self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self.results = Results(parts, self.leaving, self._hold)
+        self.handing = Handing(
+            parts, self.leaving, self.standstill, self.results.publish, self.fetching.arrived
+        )
         self.migrating = Migrating(
             router,
             config,
@@ -121,7 +125,6 @@ class Instance:
             self.results.flush,
             self.leaving.leave,
         )
-        self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self._router = router
         self._info = info
         self._spec = spec
@@ -144,13 +147,13 @@ class Instance:
                 self.results.take(result, now_ns)
             case Landed(slot, weight):
                 self.standstill.moved()
-                self._complete(self.receiving.landed(slot, weight), now_ns)
+                self.handing.complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
                 key, failed = self.sending.written(write, ok)
                 if self.fetching.is_about(key):
                     self.fetching.written(key, failed)
                 elif not self.migrating.is_about(key):
-                    self._written(key, failed, now_ns)
+                    self.handing.written(key, failed, now_ns)
                 elif failed:
                     self.migrating.failed()
             case PeerUp(peer, info):
@@ -241,7 +244,8 @@ class Instance:
             case Recall(on, force):
                 self.scheduler.recalled(on=on, force=force)
             case Dispatch():
-                self._dispatched(source, message, now_ns)
+                if not self.migrating.dispatched(source, message):
+                    self.handing.dispatched(source, message, now_ns)
             case Abandon(key):
                 self.sending.abandoned(source, message)
                 self.fetching.abandoned(key)
@@ -251,11 +255,11 @@ class Instance:
             case Fetch():
                 self.fetching.asked(source, message)
             case Found():
-                self._complete(self.receiving.found(message), now_ns)
+                self.handing.complete(self.receiving.found(message), now_ns)
             case Tail():
-                self._complete(self.receiving.tail(message), now_ns)
+                self.handing.complete(self.receiving.tail(message), now_ns)
             case Adopted():
-                self._adopted(message, now_ns)
+                self.handing.adopted(message, now_ns)
             case _:
                 raise TypeError(f"an instance has no use for {message!r}")
 
@@ -366,82 +370,8 @@ class Instance:
         self._out += [Once(step) for step in self.scheduler.once]
         self.scheduler.once.clear()
 
-    # The source's half of a transfer
-
-    def _dispatched(self, source: Address, message: Dispatch, now_ns: int) -> None:
-        if self.migrating.dispatched(source, message):
-            return
-        sequence = self.sequences.get(message.key)
-        if sequence is not None and (sequence.role is not Role.PREFILL or sequence.ends):
-            return
-        self.sending.dispatched(source, message, sequence)
-        if sequence is None:
-            return
-        self._deadlines.pop(message.key, None)
-        if sequence.status is Status.HELD:
-            self._hold(sequence, now_ns)
-        elif sequence.status is Status.RUNNING:
-            self.sending.advance(sequence)
-
     def _hold(self, sequence: Sequence, now_ns: int) -> None:
-        """A held sequence: send all there is; without a target yet, wait for one."""
-        if self.sending.advance(sequence):
-            self._sent(sequence)
-        elif sequence.key not in self.sending:
-            self._deadlines[sequence.key] = now_ns + self._config.hold_ns
-
-    def _written(self, key: SequenceKey, failed: bool, now_ns: int) -> None:
-        sequence = self.sequences[key]
-        if failed:
-            self.leaving.fail(sequence, "a write to the decode instance failed", now_ns, retry=True)
-        elif sequence.status is Status.HELD and self.sending.advance(sequence):
-            self._sent(sequence)
-
-    def _sent(self, sequence: Sequence) -> None:
-        """All is at the target: what was published stays here as cache."""
-        self.standstill.handed_over()
-        if self.sending.handed_over(sequence.key):
-            self.memory.forget(sequence)
-        self.leaving.leave(sequence)
-
-    # The target's half of a transfer
-
-    def _adopted(self, message: Adopted, now_ns: int) -> None:
-        wanted, session = self.receiving.adopted(message)
-        if not wanted:
-            self._to_pool(Release(message.key))
-        self._complete(session, now_ns)
-
-    def _complete(self, session: Incoming | None, now_ns: int) -> None:
-        """All KV is here: the sequence goes on from the tail's token."""
-        if session is not None and session.errand:
-            self.fetching.arrived(session)
-            return
-        if session is None or session.sequence.status is not Status.RECEIVING:
-            return
-        sequence, tail = session.sequence, session.tail
-        assert tail is not None
-        self.standstill.handed_over()
-        self.receiving.close(sequence.key)
-        self._deadlines.pop(sequence.key, None)
-        cached = sequence.computed
-        sequence.role = Role.WHOLE
-        sequence.begun = True
-        sequence.total += tail.emitted
-        sequence.scheduled = sequence.computed = sequence.total - 1
-        sequence.emitted = sequence.told = tail.emitted
-        sequence.hashes = list(tail.hashes)
-        sequence.told_hashes = len(tail.hashes)
-        if tail.moved:
-            # Windows have passed blocks since they were reserved: what is in them never came.
-            for trim in self.memory.trim(sequence, sequence.computed):
-                self._to_pool(trim)
-        self.results.publish(sequence)
-        self.scheduler.join(sequence)
-        if tail.moved:
-            return
-        joined = Joined(sequence.key, now_ns, cached, tail.blocks, tail.bytes, tail.writes)
-        self._send(self._router, joined)
+        self.handing.hold(sequence, now_ns)
 
     # Peers
 
@@ -453,18 +383,7 @@ class Instance:
         self._peers.pop(peer, None)
         self.migrating.lost(peer)
         self.fetching.lost(peer)
-        for key in self.sending.peer_lost(peer, info):
-            # Either it had all, or the router begins anew: nobody will come for what is here.
-            self.leaving.drop(self.sequences[key], now_ns)
-        for key in self.receiving.of(peer):
-            # Its process has ended: no write can land any more.
-            sequence = self.sequences[key]
-            if sequence.status is Status.RECEIVING:
-                self._send(self._router, Failed(key, f"{peer} was lost", retry=True))
-                self.scheduler.receiving.remove(sequence)
-            self.leaving.leave(sequence)
-        for sequence in [s for s in self.scheduler.waiting if s.role is Role.DECODE and s.source == peer]:
-            self.leaving.fail(sequence, f"{peer} was lost", now_ns, retry=True)
+        self.handing.lost(peer, info, now_ns)
 
     # Saying it
 
