@@ -12,7 +12,7 @@ FOLDERS = ("src", "tests", "benchmarks", "tools", "docs", ".ci")
 SUFFIXES = frozenset(
     {"", ".cpp", ".cu", ".h", ".json", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml"}
 )
-GENERATED = frozenset({"__pycache__", "assets"})
+GENERATED = frozenset({".git", "__pycache__", "assets"})
 
 CORES = ("types", "ports.py", "kv", "engine", "cluster", "transfer", "cost", "nodes")
 """L0 to L3: what decides. Everything else under src/headrace is a shell, or wiring."""
