@@ -17,10 +17,9 @@ import msgspec
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Hub
-from headrace.live.launch.local import Launcher
+from headrace.live.launch.local import Launcher, worker_environment
 from headrace.live.measuring import Answer, Copy, Echo, KeepRunning, Question, Rest, RunSteps
 from headrace.live.pools import Pool, check_memory, layout_of
-from headrace.live.service import worker_environment
 from headrace.live.settings import Model, ServiceConfig, SharedPool, WorkerConfig
 from headrace.live.shapes import Limits, Shape, pair_shapes
 from headrace.types.errors import HeadraceError

@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 
 LINES_KEPT = 20
 LINE_MAX = 65536
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+PASSIVE: Mapping[str, str] = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Workers share cores: an idle thread of torch's that spins takes one from a step that is at work."""
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """Added to the environment of a worker that computes with so many threads."""
+    return {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **PASSIVE}
 
 
 @dataclass(slots=True)
