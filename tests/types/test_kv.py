@@ -1,5 +1,7 @@
 import itertools
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +51,17 @@ def test_sizes_follow_from_the_spec():
     assert spec.block_bytes(0) == 3 * 2 * 2 * 4 * 8 * 2
     assert spec.block_bytes(1) == 1 * 1 * 1 * 4 * 16 * 2
     assert [spec.blocks_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 65536, 2**21])
+def test_the_step_of_block_sizes_makes_whole_pages(page_bytes: int):
+    groups = (KVGroup(GroupKind.FULL, (0, 2, 4), 2, 8), KVGroup(GroupKind.FULL, (1,), 1, 24, planes=1))
+    spec = KVSpec(groups, 16, "bfloat16")
+    step = spec.block_size_step(page_bytes)
+    fits = [size for size in range(16, 2 * step + 1, 16) if whole_pages(spec, size, page_bytes)]
+    assert fits == [step, 2 * step]
+
+
+def whole_pages(spec: KVSpec, block_size: int, page_bytes: int) -> bool:
+    sized = msgspec.structs.replace(spec, block_size=block_size)
+    return all(sized.block_bytes(g) % page_bytes == 0 for g in range(len(spec.groups)))

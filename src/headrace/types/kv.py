@@ -1,6 +1,7 @@
 """What a model keeps of the past, as groups of layers that share one block index space each."""
 
 from enum import Enum
+from math import gcd, lcm
 
 import msgspec
 
@@ -14,8 +15,17 @@ class GroupKind(Enum):
     """Only the last `window` tokens are needed."""
 
 
+class Layout(Enum):
+    """Order of a group's memory. Either way a block is one piece that holds all its layers."""
+
+    HEAD_MAJOR = "head-major"
+    """`[block, layer in group, plane, head, token, dim]`: each head's keys lie together."""
+    TOKEN_MAJOR = "token-major"
+    """`[block, token, layer in group, plane, head, dim]`: blocks put one after the other are one longer block."""
+
+
 class KVGroup(msgspec.Struct, frozen=True):
-    """Layers whose KV has one shape. Memory of a group: `[block, layer in group, plane, head, token, dim]`."""
+    """Layers whose KV has one shape."""
 
     kind: GroupKind
     layers: tuple[int, ...]
@@ -35,6 +45,7 @@ class KVSpec(msgspec.Struct, frozen=True):
     block_size: int
     dtype: str
     """"float32" | "bfloat16" | "float16"."""
+    layout: Layout = Layout.HEAD_MAJOR
 
     @property
     def dtype_bytes(self) -> int:
@@ -44,6 +55,11 @@ class KVSpec(msgspec.Struct, frozen=True):
         """Bytes of one block of `group`: all its layers and planes."""
         g = self.groups[group]
         return len(g.layers) * g.planes * g.kv_heads * self.block_size * g.head_dim * self.dtype_bytes
+
+    def block_size_step(self, page_bytes: int) -> int:
+        """Blocks of so many tokens, or of a multiple, are whole pages in every group. It is a multiple of 16, as block sizes are."""
+        tokens = [self.block_bytes(g) // self.block_size for g in range(len(self.groups))]
+        return lcm(16, *(page_bytes // gcd(page_bytes, nbytes) for nbytes in tokens))
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold `tokens` tokens, the last one perhaps partly filled."""

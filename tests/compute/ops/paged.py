@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from headrace.compute import ops
+from headrace.compute.pool import pool_tensors
+from headrace.types.kv import GroupKind, KVGroup, KVSpec, Layout
 
 
 @dataclass
@@ -57,6 +59,7 @@ def make(
     window: int = 0,
     seed: int = 0,
     place_seed: int = 0,
+    layout: Layout = Layout.HEAD_MAJOR,
     backend: str | None = None,
 ) -> Case:
     """Random q, k, v from `seed`; block ids from `place_seed`, so that one content can lie in many places.
@@ -72,7 +75,10 @@ def make(
     counts = [-(-length // block_size) for length in lengths]
     blocks = sum(counts) + 3
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(place_seed)).int()
-    kv = torch.full((blocks, 3, 2, kv_heads, block_size, dim), float("nan"), dtype=dtype)
+    group = KVGroup(GroupKind.FULL, (0, 1, 2), kv_heads, dim)
+    spec = KVSpec((group,), block_size, str(dtype).removeprefix("torch."), layout)
+    [kv] = pool_tensors(spec, [blocks])
+    kv.fill_(float("nan"))
     tables = torch.full((len(lengths), max(counts) + 2), -1, dtype=torch.int32)
     for s, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         tables[s, :count], order = order[:count], order[count:]

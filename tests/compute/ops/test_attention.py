@@ -4,6 +4,8 @@ from torch import Tensor
 
 from headrace.compute import ops
 from headrace.compute.ops.backend import native
+from headrace.compute.pool import pool_tensors
+from headrace.types.kv import GroupKind, KVGroup, KVSpec, Layout
 from tests.compute.ops.paged import Case, make
 
 BACKENDS = ops.available()
@@ -108,10 +110,25 @@ def test_row_is_the_same_in_any_company(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_is_the_same_in_any_blocks(dtype: torch.dtype, backend: str) -> None:
     outs = []
-    for block_size, place in [(16, 1), (32, 2), (64, 3), (32, 4), (48, 5)]:
-        case = make([130, 70], block_size=block_size, dtype=dtype, place_seed=place)
-        outs.append(attend(case, case.every(), backend=backend))
+    for layout in Layout:
+        for block_size, place in [(16, 1), (32, 2), (64, 3), (32, 4), (48, 5)]:
+            case = make([130, 70], block_size=block_size, dtype=dtype, place_seed=place, layout=layout)
+            outs.append(attend(case, case.every(), backend=backend))
     assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 50])
+def test_a_sequence_in_one_piece_is_one_large_block(window: int, dtype: torch.dtype, backend: str) -> None:
+    case = make([150, 90], dtype=dtype, layout=Layout.TOKEN_MAJOR)
+    pieces = torch.zeros(2, 160, 3, 2, 2, 64, dtype=dtype).permute(0, 2, 3, 4, 1, 5)
+    for s, (k, v) in enumerate(zip(case.k, case.v, strict=True)):
+        whole, positions = torch.full((len(k),), s).int(), torch.arange(len(k)).int()
+        ops.write_kv(k, v, pieces, 1, whole, positions, backend=backend)
+    one = Case(case.k, case.v, case.q, pieces, torch.arange(2).int().view(2, 1), 1)
+    scattered = attend(case, case.every(), window=window, backend=backend)
+    assert torch.equal(attend(one, case.every(), window=window, threads=2, backend=backend), scattered)
 
 
 @needs_native
@@ -164,8 +181,10 @@ def test_missing_block_is_refused(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_write_goes_where_it_is_told(backend: str) -> None:
-    kv = torch.zeros(5, 2, 2, 3, 16, 32)
+@pytest.mark.parametrize("layout", Layout)
+def test_write_goes_where_it_is_told(layout: Layout, backend: str) -> None:
+    group = KVGroup(GroupKind.FULL, (0, 1), kv_heads=3, head_dim=32)
+    [kv] = pool_tensors(KVSpec((group,), 16, "float32", layout), [5])
     fused = torch.randn(4, 5, 3, 32)  # k and v as slices of one projection's output
     k, v = fused[:, 1], fused[:, 2]
     blocks, offsets = torch.tensor([4, 0, 0, 2]).int(), torch.tensor([0, 15, 3, 7]).int()
@@ -205,6 +224,7 @@ def test_wrong_shapes_are_refused() -> None:
         {"positions": positions.repeat(2)[::2]},
         {"tables": case.tables.T},
         {"kv": case.kv.transpose(3, 4)},
+        {"kv": case.kv.transpose(4, 5)},
     ]
     for change in bad:
         with pytest.raises(ValueError, match=r".+"):

@@ -10,7 +10,7 @@ class GroupKV:
     """Where one KV group of a batch lies."""
 
     kv: Tensor
-    """The group's pool: [blocks, layers in group, 2 (K, V), kv_heads, block_size, dim] in the model's dtype."""
+    """The group's pool: [blocks, layers in group, 2 (K, V), kv_heads, block_size, dim] in the model's dtype, in any order in memory."""
     tables: Tensor
     """Block tables: int32 [sequences, blocks_max], -1 = absent."""
     blocks: Tensor

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 from headrace.compute.checkpoint import DTYPES, Checkpoint, Weights
 from headrace.compute.layers.decoder import Decoder
 from headrace.types.errors import CheckpointError
-from headrace.types.kv import KVGroup, KVSpec
+from headrace.types.kv import KVGroup, KVSpec, Layout
 
 
 class FamilyConfig(Protocol):
@@ -60,11 +60,17 @@ def context_length(checkpoint: Checkpoint) -> int:
     return family(checkpoint).Config.parse(checkpoint.config).context_length
 
 
-def kv_spec(checkpoint: Checkpoint, *, dtype: str = "auto", block_size: int = 32) -> KVSpec:
+def kv_spec(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    block_size: int = 32,
+    layout: Layout = Layout.HEAD_MAJOR,
+) -> KVSpec:
     """What the model keeps in the KV cache; reads the configuration only (and one tensor's header for its dtype)."""
     module = family(checkpoint)
     groups = module.kv_groups(module.Config.parse(checkpoint.config))
-    return KVSpec(groups=groups, block_size=block_size, dtype=checkpoint.dtype(dtype))
+    return KVSpec(groups=groups, block_size=block_size, dtype=checkpoint.dtype(dtype), layout=layout)
 
 
 def load(checkpoint: Checkpoint, *, dtype: str = "auto", length: int | None = None) -> Decoder:

@@ -117,7 +117,7 @@ void write_kv(const Write& call) {
         call.offsets[i] >= call.block_size)
       throw std::invalid_argument("token " + std::to_string(i) + " has no slot in the pool");
   for (int i = 0; i < call.tokens; ++i) {
-    char* to = static_cast<char*>(call.kv) + call.blocks[i] * call.block_stride + call.offsets[i] * call.token_bytes;
+    char* to = static_cast<char*>(call.kv) + call.blocks[i] * call.block_stride + call.offsets[i] * call.token_stride;
     const char* k = static_cast<const char*>(call.k) + i * call.k_stride;
     const char* v = static_cast<const char*>(call.v) + i * call.v_stride;
     for (int head = 0; head < call.kv_heads; ++head, to += call.head_stride) {

@@ -14,7 +14,7 @@ struct Write {
   const void *k, *v;
   ptrdiff_t k_stride, v_stride;  // token to token, in bytes, as all here
   void* kv;                      // the layer's first K
-  ptrdiff_t block_stride, plane_stride, head_stride, token_bytes;
+  ptrdiff_t block_stride, plane_stride, head_stride, token_stride, token_bytes;  // token_bytes: of one head
   const int32_t *blocks, *offsets;
   int tokens, kv_heads, block_count, block_size;
 };

@@ -110,11 +110,11 @@ class TileAttention {
   int token(int v) const { return (tile_.begin + v) / call_.group; }
   int head_in_all(int v) const { return head_ * call_.group + (tile_.begin + v) % call_.group; }
 
-  // K of the 16 keys from `position` on, [16][dim]; V lies plane_stride after it.
+  // K of the 16 keys from `position` on, token_stride apart; V lies plane_stride after it.
   const Element* chunk(int head, int position) const {
     int block = call_.tables[static_cast<ptrdiff_t>(tile_.sequence) * call_.table_width + position / call_.block_size];
     return static_cast<const Element*>(call_.kv) + block * call_.block_stride + head * call_.head_stride +
-           static_cast<ptrdiff_t>(position % call_.block_size) * dim_;
+           position % call_.block_size * call_.token_stride;
   }
 
   // Where the chunk lies that stands at `position`'s place in the step to come; where none does, some chunk.
@@ -165,7 +165,7 @@ class TileAttention {
       for (int i = 0; i < b.count; ++i) softmax(v + i, s_.scores + i * kStep, base);
     }
     find_values(base, low, high);
-    if (count == 1 && exact) return accumulate(blocks[0], Found{s_.rows, s_.rows_ahead, dim_});
+    if (count == 1 && exact) return accumulate(blocks[0], Found{s_.rows, s_.rows_ahead, call_.token_stride});
     int begin = (low - base) / kChunk * kChunk, end = (high - base) / kChunk * kChunk + kChunk;
     pack_values(begin, end);
     exact = exact || finite(begin, end);
@@ -191,27 +191,28 @@ class TileAttention {
       if (first > last) continue;
       int begin = (first - base) / kChunk * kChunk, end = (last - base) / kChunk * kChunk + kChunk;
       find_values(base, first, last);
-      accumulate(Block{v, 1, begin, end, true}, Found{s_.rows, s_.rows_ahead, dim_});
+      accumulate(Block{v, 1, begin, end, true}, Found{s_.rows, s_.rows_ahead, call_.token_stride});
     }
   }
 
   void pack_keys(int base, int low, int high) {
     const int words = dim_ / kWidth;
+    const ptrdiff_t pitch = call_.token_stride / kWidth;
     for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       uint32_t* out = s_.keys + c;
       auto* in = reinterpret_cast<const uint32_t*>(chunk(head_, base + c));
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
       for (; d + 16 <= words; d += 16) {
-        for (int t = 0; t < kChunk; ++t) prefetch(next + t * words + d);  // in the order they will be read in
-        transpose(in + d, words, out + d * kStep, kStep);
+        for (int t = 0; t < kChunk; ++t) prefetch(next + t * pitch + d);  // in the order they will be read in
+        transpose(in + d, pitch, out + d * kStep, kStep);
       }
-      if (d < words) transpose_tail(in + d, words, words - d, out + d * kStep);
+      if (d < words) transpose_tail(in + d, pitch, words - d, out + d * kStep);
     }
   }
 
   // The last words of 16 keys where there are fewer than 16, with zeros behind them.
-  void transpose_tail(const uint32_t* in, int pitch, int count, uint32_t* out) {
+  void transpose_tail(const uint32_t* in, ptrdiff_t pitch, int count, uint32_t* out) {
     uint32_t padded[16 * 16] = {};
     for (int t = 0; t < 16; ++t) memcpy(padded + 16 * t, in + t * pitch, sizeof(uint32_t) * count);
     transpose(padded, 16, out, kStep);
@@ -223,7 +224,7 @@ class TileAttention {
     for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       const Element* in = chunk(head_, base + c) + call_.plane_stride;
       s_.rows_ahead[c / kChunk] = upcoming(base + c) + call_.plane_stride;
-      for (int t = c; t < c + kChunk; ++t, in += dim_)
+      for (int t = c; t < c + kChunk; ++t, in += call_.token_stride)
         s_.rows[t] = base + t >= low && base + t <= high ? in : none;
     }
   }
@@ -233,7 +234,7 @@ class TileAttention {
     for (int t = begin; t < end; t += kWidth) {
       uint32_t* out = s_.values + t / kWidth * dim_;
       const Element* const* rows = s_.rows + t;
-      const Element* ahead = s_.rows_ahead[t / kChunk] + t % kChunk * dim_;
+      const Element* ahead = s_.rows_ahead[t / kChunk] + t % kChunk * call_.token_stride;
       for (int d = 0; d < dim_ * kWidth; d += 64 / sizeof(Element)) prefetch(ahead + d);
       for (int d = 0; d < dim_; d += 16) {
         if constexpr (kWidth == 1)
@@ -248,14 +249,14 @@ class TileAttention {
   struct Found {
     const Element* const* rows;
     const Element* const* ahead;
-    int dim;
+    ptrdiff_t stride;  // token to token
     int first = 0;  // row of B that k counts from
 
-    Found from(int k) const { return {rows, ahead, dim, k}; }
+    Found from(int k) const { return {rows, ahead, stride, k}; }
 
     INLINE auto at(int k, int column) const {
       int t = (first + k) * kWidth;
-      const Element* p = ahead[t / kChunk] + t % kChunk * dim + column * kWidth;
+      const Element* p = ahead[t / kChunk] + t % kChunk * stride + column * kWidth;
       if (column * kWidth * sizeof(Element) % 64 == 0) prefetch(p);
       return E::gather_b(rows + t, column);
     }

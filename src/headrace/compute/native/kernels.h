@@ -8,7 +8,7 @@ namespace headrace {
 
 enum Dtype { kF32 = 0, kBf16 = 1 };
 
-constexpr int kChunk = 16;           // keys of one block that lie together for certain: block sizes are multiples of it
+constexpr int kChunk = 16;           // keys of one block, one stride apart, for certain: block sizes are multiples of it
 constexpr int kStep = 64;            // keys that share one update of the running maximum
 constexpr int kPartition = 1024;     // keys that share one accumulator; borders where a sum may be split and merged
 constexpr int kVectors = 48;         // query vectors (token x head) that share one reading of K and V
@@ -22,7 +22,7 @@ struct Attention {
   ptrdiff_t q_stride;  // token to token
   void* out;           // [tokens, heads, dim], contiguous
   const void* kv;      // the layer's first K
-  ptrdiff_t block_stride, plane_stride, head_stride;
+  ptrdiff_t block_stride, plane_stride, head_stride, token_stride;
   const int32_t* tables;
   const int32_t* positions;
   int table_width, block_size, kv_heads, group, dim;  // group: query heads that share a KV head

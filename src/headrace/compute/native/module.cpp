@@ -46,11 +46,11 @@ T* at(uintptr_t address) {
 }
 
 void py_paged_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uintptr_t out, uintptr_t kv,
-                        ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, uintptr_t tables,
-                        int sequences, int table_width, uintptr_t rows, uintptr_t positions, int tokens, int blocks,
+                        ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
+                        uintptr_t tables, int sequences, int table_width, uintptr_t rows, uintptr_t positions, int tokens, int blocks,
                         int block_size, int kv_heads, int group, int dim, int window, float scale, int threads) {
   Attention call{at<void>(q), q_stride, at<void>(out), at<void>(kv), block_stride, plane_stride, head_stride,
-                 at<int32_t>(tables), at<int32_t>(positions), table_width, block_size, kv_heads, group, dim, window,
+                 token_stride, at<int32_t>(tables), at<int32_t>(positions), table_width, block_size, kv_heads, group, dim, window,
                  scale};
   if (dim % 16 || dim > kDimMax || block_size % kChunk) throw std::invalid_argument("dim or block size not supported");
   nb::gil_scoped_release release;
@@ -58,10 +58,11 @@ void py_paged_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uin
 }
 
 void py_write_kv(uintptr_t k, ptrdiff_t k_stride, uintptr_t v, ptrdiff_t v_stride, uintptr_t kv,
-                 ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_bytes,
+                 ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
+                 ptrdiff_t token_bytes,
                  uintptr_t blocks, uintptr_t offsets, int tokens, int kv_heads, int block_count, int block_size) {
   Write call{at<void>(k), at<void>(v), k_stride, v_stride, at<void>(kv), block_stride, plane_stride, head_stride,
-             token_bytes, at<int32_t>(blocks), at<int32_t>(offsets), tokens, kv_heads, block_count, block_size};
+             token_stride, token_bytes, at<int32_t>(blocks), at<int32_t>(offsets), tokens, kv_heads, block_count, block_size};
   nb::gil_scoped_release release;
   write_kv(call);
 }

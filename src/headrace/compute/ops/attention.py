@@ -36,8 +36,8 @@ def paged_attention(
 
     Args:
         q: [tokens, heads, dim], f32, bf16 or f16; each token's [heads, dim] contiguous.
-        kv: [blocks, layers, 2 (K, V), kv_heads, block_size, dim], one KV group's pool in q's dtype; each head's
-            [block_size, dim] contiguous; heads a multiple of kv_heads.
+        kv: [blocks, layers, 2 (K, V), kv_heads, block_size, dim], one KV group's pool in q's dtype, in any order but
+            for dim (`types.kv.Layout`); heads a multiple of kv_heads. A sequence in one piece is one large block.
         layer: index of the layer inside the group.
         tables: int32 [sequences, blocks_max], contiguous: block ids; -1 where unused or freed by the window.
         rows: int32 [tokens], contiguous: the row of `tables` of each query token.
@@ -140,10 +140,10 @@ def write_kv(
     )
 
 
-def _place(kv: Tensor, layer: int, unit: int) -> tuple[int, int, int, int]:
-    """Address of the layer's first K; strides of blocks, planes and heads, times `unit`."""
-    block, layers, plane, head, _, _ = kv.stride()
-    return kv.data_ptr() + layer * layers * kv.element_size(), block * unit, plane * unit, head * unit
+def _place(kv: Tensor, layer: int, unit: int) -> tuple[int, ...]:
+    """Address of the layer's first K; strides of blocks, planes, heads and tokens, times `unit`."""
+    block, layers, *others, _ = kv.stride()
+    return kv.data_ptr() + layer * layers * kv.element_size(), *(stride * unit for stride in (block, *others))
 
 
 def _check(
@@ -163,8 +163,8 @@ def _check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
     _, layers, planes, _, _, kv_dim = kv.shape
     if kv.dtype != dtype or kv_dim != dim or planes != 2:
         raise ValueError(f"kv {kv.dtype}{list(kv.shape)} does not fit {dtype} of dim {dim}")
-    if kv.stride(4) != dim or kv.stride(5) != 1:
-        raise ValueError("each head's [block_size, dim] of kv must be contiguous")
+    if kv.stride(5) != 1 or kv.stride(4) % 2:
+        raise ValueError("each [dim] of kv must be contiguous, and tokens an even number of elements apart")
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} of {layers}")
 
