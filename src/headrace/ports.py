@@ -1,6 +1,6 @@
 """L1: what the cores and shells need from outside, as protocols. Each has a live and a simulated implementation."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from headrace.types.events import Command, Event, Write
@@ -38,8 +38,13 @@ class Executor(Protocol):
         """Add tokens that another instance drew for an opened sequence."""
         ...
 
-    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
-        """Run one step. A plan whose `base` is not the last one executed raises ValueError."""
+    def execute(
+        self, plan: StepPlan, layers_done: Callable[[int], None] | None = None
+    ) -> tuple[StepResult, tuple[Emission, ...]]:
+        """Run one step. A plan whose `base` is not the last one executed raises ValueError.
+
+        For a `layered` plan `layers_done(n)` is called when the step's KV is written for the model's first n layers, n ascending.
+        """
         ...
 
     def close(self, key: SequenceKey) -> None:

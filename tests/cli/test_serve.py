@@ -63,7 +63,9 @@ def answers(server: Server) -> list[Any]:
 
 def test_split_across_workers_answers_as_one_worker_does(split: Server) -> None:
     with serving("--instances", "1") as whole:
-        assert answers(split) == answers(whole)
+        alone = answers(whole)
+    with serving(*SPLIT, "--kv-stream", "layer") as layered:
+        assert answers(split) == alone == answers(layered)
 
 
 def test_bytes_really_move_between_separate_pools(split: Server) -> None:

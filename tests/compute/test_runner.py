@@ -2,6 +2,7 @@ import mmap
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from headrace.compute.pool import pool_tensors
 from headrace.ports import Executor
@@ -54,6 +55,25 @@ def test_emissions_and_results(driver):
     assert [o.emitted for o in result.outputs] == [1]
     assert [(e.key, e.first, len(e.token_ids), len(e.logprobs)) for e in emissions] == [(key(1), 0, 1, 1)]
     assert len(emissions[0].logprobs[0].top_ids) == 2
+
+
+def test_layers_are_told_of_when_their_kv_is_written(driver):
+    """A layer's KV has changed if and only if the layer is among those told of."""
+    driver.add(key(1), PROMPT, SEEDED)
+    pool, groups = driver.runner.pool, driver.runner.model.groups
+    before = [kv.clone() for kv in pool]
+    told = []
+
+    def layers_done(layers: int) -> None:
+        told.append(layers)
+        for kv, old, group in zip(pool, before, groups, strict=True):
+            for index, layer in enumerate(group.layers):
+                assert torch.equal(kv[:, index], old[:, index]) == (layer >= layers)
+
+    driver.runner.execute(replace(driver.plan({key(1): 37}), layered=True), layers_done)
+    assert told == list(range(1, len(driver.runner.model.layers) + 1))
+    driver.runner.execute(driver.plan({key(1): 1}), layers_done)
+    assert told[-1] == len(told)
 
 
 def test_sequences_do_not_depend_on_their_neighbours(driver):

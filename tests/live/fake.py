@@ -6,6 +6,7 @@ beginning and at its end. A block that is missing, stale or half copied therefor
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from struct import pack
@@ -65,7 +66,9 @@ class FakeExecutor:
     def close(self, key: SequenceKey) -> None:
         self._opened.pop(key, None)
 
-    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
+    def execute(
+        self, plan: StepPlan, layers_done: Callable[[int], None] | None = None
+    ) -> tuple[StepResult, tuple[Emission, ...]]:
         if plan.base != self._last:
             raise ValueError(f"{plan.step} continues {plan.base}, not {self._last}")
         self._last = plan.step

@@ -40,6 +40,7 @@ class Pair:
             source=self.source,
             target=lambda peer: self.target if peer == PEER and self.alive else None,
             block_bytes=BLOCK,
+            layers=(1,) * len(BLOCK),
             landed=self._landed,
             written=self._written,
             call=asyncio.get_running_loop().call_soon_threadsafe,

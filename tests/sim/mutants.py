@@ -11,6 +11,7 @@ from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
 from headrace.nodes.instance import Instance
+from headrace.nodes.limits import Stream
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.router import Router, Stage
@@ -129,6 +130,16 @@ def transfer_counts_calls(patch: pytest.MonkeyPatch) -> None:
     land, open_ = Expectations.land, Expectations.open
     patch.setattr(Expectations, "land", lambda self, slot, weight: land(self, slot, 1))
     patch.setattr(Expectations, "open", lambda self, key, expected: open_(self, key, min(expected, 2)))
+
+
+@mutant(lambda world: splits(world) and world.instance.stream is Stream.LAYER)
+def a_layer_is_sent_before_it_is_there(patch: pytest.MonkeyPatch) -> None:
+    push = Sending.push
+
+    def hasty(self: Sending, sequence: Sequence, session: Outgoing, ready: int, layers: int | None = None):
+        push(self, sequence, session, ready, None if layers is None else layers + 1)
+
+    patch.setattr(Sending, "push", hasty)
 
 
 @mutant(lambda world: dies(world) and splits(world) and late(world))

@@ -41,7 +41,12 @@ class Bench:
         levels = (Level("device", RATE, RATE, 20), Level("host", RATE, RATE, 300))
         places = {f"i{i}": (i // 2, i % 2) for i in range(4)}
         self.fabric = Fabric(
-            self.loop, Links(regular(levels, 2, 2)), places, message_ns=MESSAGE_NS, block_bytes=(500, 100)
+            self.loop,
+            Links(regular(levels, 2, 2)),
+            places,
+            message_ns=MESSAGE_NS,
+            block_bytes=(500, 100),
+            layers=(5, 2),
         )
         self.log: list[tuple[int, str, Event]] = []
         """What workers' cores were told."""

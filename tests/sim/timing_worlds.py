@@ -20,7 +20,7 @@ from headrace.cost.roofline import Roofline
 from headrace.engine.memory import Memory
 from headrace.engine.sequence import Sequence as Running
 from headrace.nodes.instance import Instance
-from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.nodes.limits import InstanceConfig, RouterConfig, Stream
 from headrace.nodes.pool import PoolCore
 from headrace.sim.audience import Audience
 from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice, Simulation, Stuck, build, play
@@ -152,6 +152,7 @@ def draw_instance(draws: Draws) -> InstanceConfig:
         receive_ns=draws.pick((8_000_000, 80_000_000)),
         fence_ns=draws.pick((100_000, 5_000_000)),
         stuck_ns=draws.pick((200_000, 2_000_000)),
+        stream=draws.pick((Stream.CHUNK, Stream.CHUNK, Stream.LAYER, Stream.REQUEST)),
     )
 
 

@@ -114,3 +114,37 @@ def test_what_is_not_there_at_all_is_counted_too():
     assert moved(writes) == [(0, 6, 20), (1, 9, 30)]
     assert sum(w.weight for w in writes) + outgoing.skipped + 1 == expected_weight([3, 3], [2, 1])
     assert outgoing.advance([[5, 6, 7, 8], [-1, 9, 10, 11]], 4, numbers()) == []
+
+
+def layered(writes: list[Write]) -> list[tuple[int, int, int, int, int]]:
+    """(group, layer, source, target, weight of one block) of each layer of each block."""
+    return [
+        (w.group, w.layer + layer, w.source_first + i, w.target_first + i, w.weight // w.count)
+        for w in writes
+        for i in range(w.count)
+        for layer in range(w.layers or len(SPEC.groups[w.group].layers))
+    ]
+
+
+def test_layers_leave_one_after_the_other_each_once():
+    outgoing = session(TableRun(0, 0, 20, 3), TableRun(1, 2, 30, 1))
+    tables = [[5, 6, 7], [-1, -1, 4]]
+    ids = numbers()
+    first = outgoing.advance(tables, 2, ids, 1)
+    assert layered(first) == [(0, 0, 5, 20, 1), (0, 0, 6, 21, 1)] and first[0].layers == 1
+    assert outgoing.advance(tables, 2, ids, 1) == []
+    second = outgoing.advance(tables, 2, ids, 2)
+    assert layered(second) == [(0, 1, 5, 20, 1), (0, 1, 6, 21, 1)]
+    rest = outgoing.advance(tables, 3, ids)
+    assert layered(rest) == [(0, 0, 7, 22, 2), (0, 1, 7, 22, 2), (1, 0, 4, 30, 1)]
+    assert sum(w.weight for w in first + second + rest) + 1 == expected_weight([3, 1], [2, 1])
+    assert outgoing.blocks == 4
+    assert outgoing.bytes == 3 * SPEC.block_bytes(0) + SPEC.block_bytes(1)
+
+
+def test_layers_that_were_sent_before_a_preemption_are_not_sent_again():
+    outgoing = session(TableRun(0, 0, 20, 2))
+    ids = numbers()
+    outgoing.advance([[5, 6], []], 2, ids, 1)
+    assert layered(outgoing.advance([[1], []], 1, ids)) == [(0, 1, 1, 20, 1)]
+    assert layered(outgoing.advance([[1, 9], []], 2, ids)) == [(0, 1, 9, 21, 1)]

@@ -67,6 +67,10 @@ class DeploymentOptions(BaseModel):
     stream_interval: int = Field(
         1, ge=1, description="Send a sequence's tokens in groups of so many, but its first and last at once"
     )
+    kv_stream: Literal["chunk", "layer", "request"] = Field(
+        "chunk",
+        description="KV leaves a prefill worker after each chunk, each layer of it, or the whole prompt",
+    )
     batching: PolicyChoice = Field(PolicyChoice(name="splitfuse"), description="What goes into a step")
     admission: PolicyChoice = Field(PolicyChoice(name="aggressive"), description="When a sequence may start")
     scheduling_policy: PolicyChoice = Field(PolicyChoice(name="fcfs"), description="Who is looked at first")

@@ -21,7 +21,7 @@ from headrace.live.settings import (
     ServiceConfig,
     WorkerSettings,
 )
-from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.nodes.limits import InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import KVSpec
 
@@ -150,6 +150,7 @@ def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> In
         tokens_max=options.max_num_batched_tokens,
         sequences_max=options.max_num_seqs,
         stream_interval=options.stream_interval,
+        stream=Stream(options.kv_stream),
         lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers))),
     )
 

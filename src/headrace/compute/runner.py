@@ -10,7 +10,7 @@ Life of a sequence here:
 A sequence that cannot go on (a bad id, logits that are not numbers) fails alone, by `Output.error`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
 
@@ -111,7 +111,9 @@ class Runner:
             resident.sampler.append(fresh)
         resident.ids.extend(fresh)
 
-    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
+    def execute(
+        self, plan: StepPlan, layers_done: Callable[[int], None] | None = None
+    ) -> tuple[StepResult, tuple[Emission, ...]]:
         """Run one step. Raises ValueError if the plan does not follow the last one or contradicts what is known."""
         if plan.base != self._last:
             raise ValueError(f"plan {plan.step} follows {plan.base}, but {self._last} was executed last")
@@ -125,7 +127,7 @@ class Runner:
                 self._rows.extend(row, growth.table)
         named = [(work, self._resident(work.key)) for work in plan.work]
         runs = [(span, work.emits) for work, resident in named if (span := self._span(work, resident))]
-        logits = self._forward(runs)
+        logits = self._forward(runs, layers_done if plan.layered else None)
         outputs, emissions = [], []
         for work, resident in named:
             output, emission = self._conclude(work, resident, logits)
@@ -177,13 +179,15 @@ class Runner:
             return None
         return resident.row, work.first, work.count
 
-    def _forward(self, runs: Sequence[tuple[Span, bool]]) -> Iterator[Logits]:
+    def _forward(
+        self, runs: Sequence[tuple[Span, bool]], layers_done: Callable[[int], None] | None
+    ) -> Iterator[Logits]:
         """Logits of the last token of every span that emits, in order."""
         if not runs:
             return iter(())
         spans, emits = zip(*runs, strict=True)
         batch = self._rows.batch(spans, emits, self.pool, self._threads)
-        return iter(self.model.forward(batch).numpy())
+        return iter(self.model.forward(batch, layers_done).numpy())
 
     def _conclude(
         self, work: Work, resident: Resident, logits: Iterator[Logits]

@@ -48,7 +48,10 @@ class Scheduler:
         sequences_max: int,
         depth: int,
         repeats_max: int = 1,
+        *,
+        layered: bool = False,
     ) -> None:
+        """`layered`: steps that prefill for another instance tell of each layer."""
         assert depth in (1, 2), "plans in flight: 1 or 2"
         self.policies = policies
         self.memory = memory
@@ -70,6 +73,7 @@ class Scheduler:
         self._sequences_max = sequences_max
         self._depth = depth
         self._repeats_max = repeats_max
+        self._layered = layered
         self.overheard = any(g.window for g in memory.spec.groups)
         """Others are concerned when a block is published: they share the pool, or windows give blocks back."""
         self.changed = False
@@ -395,6 +399,7 @@ class Scheduler:
             starts=tuple(starts),
             growth=tuple(self._growth),
             work=tuple(items),
+            layered=self._layered and any(s.role is Role.PREFILL for s in rows),
             repeat_max=1 if lacking else self._repeats(rows, items, view),
         )
         self._ends.clear()

@@ -103,6 +103,7 @@ class Measuring:
             source=buffers,
             target=lambda _: peer,
             block_bytes=tuple(spec.block_bytes(g) for g in range(len(spec.groups))),
+            layers=tuple(len(g.layers) for g in spec.groups),
             landed=lambda *_: None,
             written=self._write_done,
             call=self._loop.call_soon_threadsafe,

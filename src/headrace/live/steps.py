@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import Generic, Protocol, TypeVar
 
 from headrace.ports import Executor
+from headrace.types.events import LayersDone
 from headrace.types.ids import SequenceKey
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import StepPlan, StepResult
@@ -54,8 +55,14 @@ class Steps(Generic[L]):
     def close(self, key: SequenceKey) -> None:
         self._calls.put(lambda executor: executor.close(key))
 
-    def execute(self, plan: StepPlan) -> None:
-        self._calls.put(lambda executor: self._tell(self._done, *executor.execute(plan)))
+    def execute(self, plan: StepPlan, layers_done: Callable[[LayersDone], None] | None = None) -> None:
+        """`layers_done` hears how far a layered plan has come."""
+
+        def told(layers: int) -> None:
+            assert layers_done is not None
+            self._tell(layers_done, LayersDone(plan.step, layers))
+
+        self._calls.put(lambda executor: self._tell(self._done, *executor.execute(plan, told)))
 
     def _run(self) -> None:
         try:

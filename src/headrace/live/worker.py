@@ -173,6 +173,7 @@ class Worker:
             source=buffers,
             target=target,
             block_bytes=tuple(model.spec.block_bytes(g) for g in range(len(model.spec.groups))),
+            layers=tuple(len(g.layers) for g in model.spec.groups),
             landed=lambda peer, slot, weight: self._link.send(peer, wire.Immediate(slot, weight)),
             written=lambda write, ok: self._node.post(Written(write, ok)),
             call=self._loop.call_soon_threadsafe,
@@ -268,7 +269,7 @@ class Worker:
                 self._link.send(target, message, self._attach(message))
             case Execute(plan):
                 self._count_preemptions(plan)
-                self._steps.execute(plan)
+                self._steps.execute(plan, self._node.post)
             case Close(key):
                 self._steps.close(key)
                 self._drawn.close(key)

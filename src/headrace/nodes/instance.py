@@ -19,7 +19,7 @@ from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.fetching import Fetching
 from headrace.nodes.handing import Handing
 from headrace.nodes.leaving import Leaving
-from headrace.nodes.limits import InstanceConfig
+from headrace.nodes.limits import InstanceConfig, Stream
 from headrace.nodes.migrating import Migrating
 from headrace.nodes.parts import Parts
 from headrace.nodes.receiving import Receiving
@@ -32,6 +32,7 @@ from headrace.types.events import (
     Event,
     Execute,
     Landed,
+    LayersDone,
     Once,
     PeerLost,
     PeerUp,
@@ -41,7 +42,7 @@ from headrace.types.events import (
     WakeAt,
     Written,
 )
-from headrace.types.ids import Address, SequenceKey
+from headrace.types.ids import Address, SequenceKey, StepId
 from headrace.types.kv import KVSpec
 from headrace.types.messages import (
     Abandon,
@@ -88,12 +89,12 @@ class Instance:
         self.address = address
         self.memory = Memory(spec, info.pool, info.blocks_total, config.lease_blocks)
         limits = config.tokens_max, config.sequences_max, config.depth, config.repeats_max
-        self.scheduler = Scheduler(policies, self.memory, *limits)
+        self.scheduler = Scheduler(policies, self.memory, *limits, layered=config.stream is Stream.LAYER)
         self.scheduler.overheard |= config.overheard
         self._out: list[Command] = []
         self._closes: list[Command] = []
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
-        self.sending = Sending(spec, self.memory, info.pool_address, self._emit)
+        self.sending = Sending(spec, self.memory, info.pool_address, config.stream, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
         own = self.memory, self.scheduler, self.sending, self.receiving
         parts = Parts(router, info.pool_address, spec, config, *own, self._send)
@@ -138,13 +139,15 @@ class Instance:
     # The core's three verbs
 
     def handle(self, event: Event, now_ns: int) -> None:
-        self.scheduler.changed |= not isinstance(event, StepDone)
+        self.scheduler.changed |= not isinstance(event, StepDone | LayersDone)
         match event:
             case Received(source, message):
                 if not self._gone(source):
                     self._message(source, message, now_ns)
             case StepDone(result):
                 self.results.take(result, now_ns)
+            case LayersDone(step, layers):
+                self._layers_done(step, layers)
             case Landed(slot, weight):
                 self.standstill.moved()
                 self.handing.complete(self.receiving.landed(slot, weight), now_ns)
@@ -369,6 +372,12 @@ class Instance:
         """Before what follows it is given, an open plan is told not to repeat."""
         self._out += [Once(step) for step in self.scheduler.once]
         self.scheduler.once.clear()
+
+    def _layers_done(self, step: StepId, layers: int) -> None:
+        issued = self.scheduler.inflight[0]
+        assert issued.plan.step == step, "layers are told of before their step's result"
+        for work, sequence in zip(issued.plan.work, issued.rows, strict=True):
+            self.sending.stream(sequence, work.first + work.count, layers, last=work.emits)
 
     def _hold(self, sequence: Sequence, now_ns: int) -> None:
         self.handing.hold(sequence, now_ns)

@@ -1,8 +1,21 @@
 """Limits of the cores, each with its default. Times are nanoseconds."""
 
+from enum import Enum
+
 import msgspec
 
 SECOND = 1_000_000_000
+
+
+class Stream(Enum):
+    """In what pieces a prompt's KV leaves for its decode instance."""
+
+    CHUNK = "chunk"
+    """What a chunk finished, all layers, when it has run."""
+    LAYER = "layer"
+    """The same layer by layer, while the chunk runs."""
+    REQUEST = "request"
+    """All of it, when the whole prompt is computed."""
 
 
 class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +35,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody beside the instance follows what is published; a repeated plan ends where a block is filled."""
     stream_interval: int = 1
     """New tokens of a sequence are told in groups of so many; the first and the last ones at once (`--stream-interval`)."""
+    stream: Stream = Stream.CHUNK
+    """In what pieces KV is sent (`--kv-stream`)."""
     lease_blocks: int = 32
     """Blocks kept in hand beyond what work waits for."""
     hold_ns: int = 60 * SECOND

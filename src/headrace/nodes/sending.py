@@ -4,18 +4,22 @@ from collections.abc import Callable
 
 from headrace.engine.memory import Memory
 from headrace.engine.sequence import Sequence, Status
+from headrace.nodes.limits import Stream
 from headrace.transfer.source import Outgoing
 from headrace.types.events import Command, Send
 from headrace.types.ids import Address, SequenceKey, Slot, WriteId
 from headrace.types.kv import KVSpec
-from headrace.types.messages import Abandon, Dispatch, Fenced, Handover, InstanceInfo, Quiet, Tail
+from headrace.types.messages import Abandon, Dispatch, Fenced, Handover, InstanceInfo, Quiet, Role, Tail
 
 
 class Sending:
     """Appends its commands to the instance's `out`."""
 
-    def __init__(self, spec: KVSpec, memory: Memory, pool: Address, out: Callable[[Command], None]) -> None:
+    def __init__(
+        self, spec: KVSpec, memory: Memory, pool: Address, stream: Stream, out: Callable[[Command], None]
+    ) -> None:
         self._spec = spec
+        self._stream = stream
         self._memory = memory
         self._pool = pool
         self._out = out
@@ -81,9 +85,9 @@ class Sending:
         session.drop_rest()
         return session
 
-    def push(self, sequence: Sequence, session: Outgoing, ready: int) -> None:
-        """Send what is wanted of the logical blocks before `ready`."""
-        for write in session.advance(sequence.tables, ready, self._next_write):
+    def push(self, sequence: Sequence, session: Outgoing, ready: int, layers: int | None = None) -> None:
+        """Send what is wanted of the logical blocks before `ready`: of the model's first `layers` layers, or (None) of all."""
+        for write in session.advance(sequence.tables, ready, self._next_write, layers):
             self._writes[write.write] = sequence.key
             self._out(write)
 
@@ -103,12 +107,23 @@ class Sending:
         if session is None or session.stopped or sequence.status not in (Status.RUNNING, Status.HELD):
             return False
         held = sequence.status is Status.HELD
+        if self._stream is Stream.REQUEST and not held:
+            return False
         size = self._spec.block_size
         ready = self._spec.blocks_for(sequence.computed) if held else sequence.computed // size
         self.push(sequence, session, ready)
         if held and not session.tail_sent:
             self.send_tail(sequence, session)
         return session.done
+
+    def stream(self, sequence: Sequence, computed: int, layers: int, *, last: bool) -> None:
+        """A chunk that runs has the KV of the first `layers` layers up to token `computed`; with `last`, that of the whole prompt."""
+        session = self._sessions.get(sequence.key)
+        if session is None or sequence.status is not Status.RUNNING or sequence.role is not Role.PREFILL:
+            return
+        self.push(sequence, session, sequence.computed // self._spec.block_size)
+        ready = self._spec.blocks_for(computed) if last else computed // self._spec.block_size
+        self.push(sequence, session, ready, layers)
 
     def handed_over(self, key: SequenceKey) -> bool:
         """The sequence's blocks belong to the target now."""

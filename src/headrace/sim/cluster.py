@@ -206,6 +206,7 @@ def build(cluster: Cluster, trace: Trace, seed: int, *, every_step: bool = False
         {m.name: m.place for m in cluster.members},
         message_ns=cluster.message_ns,
         block_bytes=tuple(cluster.spec.block_bytes(g) for g in groups),
+        layers=tuple(len(g.layers) for g in cluster.spec.groups),
     )
     router = make.router()
     shell = Shell(
@@ -401,6 +402,7 @@ class _Maker:
             costs=member.costs,
             depth=self._config.depth,
             block_size=self._cluster.spec.block_size,
+            layers=sum(len(g.layers) for g in self._cluster.spec.groups),
             pace=int(member.slow * PERMILLE),
             host=self._hosts.get(member.place[0]),
         )

@@ -6,6 +6,8 @@ that plan has retired nobody else may own it.
 """
 
 from array import array
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headrace.sim.memory import MASK, Memory, draw, extend, finish_of, salts, seen_from
@@ -83,8 +85,15 @@ class ContentExecutor:
         assert start + count <= len(sequence.token_ids), f"{key}: no token {first + count - 1} was drawn"
         return Emission(key, first, tuple(sequence.token_ids[start : start + count]))
 
-    def execute(self, plan: StepPlan) -> tuple[StepResult, tuple[Emission, ...]]:
-        return self.end(self.begin(plan), 0, 0)
+    def execute(
+        self, plan: StepPlan, layers_done: Callable[[int], None] | None = None
+    ) -> tuple[StepResult, tuple[Emission, ...]]:
+        step = self.begin(plan)
+        if plan.layered and layers_done is not None:
+            for layers in range(1, self.memory.layers + 1):
+                self.layers(step, layers)
+                layers_done(layers)
+        return self.end(step, 0, 0)
 
     def close(self, key: SequenceKey) -> None:
         self.opened.pop(key, None)
@@ -117,6 +126,12 @@ class ContentExecutor:
             self.memory.write(group, table, first, tags)
         result = StepResult(step.plan.step, tuple(step.outputs), started_ns, ended_ns)
         return result, tuple(step.emissions)
+
+    def layers(self, step: Step, layers: int) -> None:
+        """Write memory of the model's first so many layers."""
+        for group, table, first, tags in step.stored:
+            until = bisect_left(self.memory.spec.groups[group].layers, layers)
+            self.memory.write(group, table, first, tags, until)
 
     def abort(self, step: Step, share: float) -> None:
         """The process dies within the step: a share of its writes has reached memory."""

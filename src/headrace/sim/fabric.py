@@ -29,7 +29,9 @@ class Fabric:
         *,
         message_ns: int,
         block_bytes: tuple[int, ...],
+        layers: tuple[int, ...],
     ) -> None:
+        """`block_bytes` and `layers` are of each KV group."""
         self.deliver: Callable[[Node, Node, AnyMessage, Any], None]
         self.flows = Flows(loop, links.capacities)
         self.flows.follow(links.changes())
@@ -38,6 +40,7 @@ class Fabric:
         self._places = places
         self._message_ns = max(1, message_ns)
         self._block_bytes = block_bytes
+        self._layers = layers
         self._latest: dict[tuple[int, int], tuple[int, Envelope]] = {}
         self._distances: dict[tuple[int, int], int] = {}
         self._not_before: dict[tuple[int, int], int] = {}
@@ -87,7 +90,8 @@ class Fabric:
     def write(self, source: Worker, target: Worker, write: Write) -> None:
         """Counted at the target when its last byte is there; the source hears of it one message later."""
         path = self._links.path(self._places[source.address.name], self._places[target.address.name])
-        nbytes = write.count * self._block_bytes[write.group]
+        layers = self._layers[write.group]
+        nbytes = write.count * self._block_bytes[write.group] * (write.layers or layers) // layers
 
         def done() -> None:
             if source.alive:

@@ -1,5 +1,6 @@
 """What stands in a pool's blocks, in simulation: one 64-bit tag per token slot and group, in place of K and V.
 
+Each layer of a group owns some bytes of a tag, so a block of which a layer is missing is a wrong one.
 A position's tag depends on its token and on the tags that the model would attend to, *as they are read back*; so does the token drawn after
 it. A block that is wrong, stale, or freed while somebody still needs it therefore changes the text, and `expected_tokens` says that it did.
 """
@@ -28,13 +29,24 @@ class Memory:
         self.stride = spec.block_size * TAG
         self.groups = [bytearray(b"\xdd" * (count * self.stride)) for count in blocks]
 
+    @property
+    def layers(self) -> int:
+        """Of the model."""
+        return sum(len(g.layers) for g in self.spec.groups)
+
     def copy_from(
-        self, source: "Memory", group: int, source_first: int, target_first: int, count: int
+        self,
+        source: "Memory",
+        group: int,
+        source_first: int,
+        target_first: int,
+        count: int,
+        layers: tuple[int, int] | None = None,
     ) -> None:
-        """Whole blocks, unfilled slots too."""
+        """Whole blocks, unfilled slots too; of these layers of the group (first, end), or of all."""
         stride = self.stride
         data = source.groups[group][source_first * stride : (source_first + count) * stride]
-        self.groups[group][target_first * stride : (target_first + count) * stride] = data
+        self._put(group, target_first * stride, data, layers)
 
     def read(self, group: int, table: list[int], first: int, count: int) -> "array[int]":
         """Tags of positions `first .. first+count-1` of a sequence with this block table."""
@@ -52,8 +64,11 @@ class Memory:
         tags.frombytes(raw[skip : skip + count * TAG])
         return tags
 
-    def write(self, group: int, table: list[int], first: int, tags: "array[int]") -> None:
-        memory, stride, size = self.groups[group], self.stride, self.spec.block_size
+    def write(
+        self, group: int, table: list[int], first: int, tags: "array[int]", layers: int | None = None
+    ) -> None:
+        """Of the group's first `layers` layers, or of all."""
+        stride, size = self.stride, self.spec.block_size
         raw = tags.tobytes()
         done = 0
         while done < len(tags):
@@ -61,8 +76,18 @@ class Memory:
             count = min(size - inside, len(tags) - done)
             assert table[at] >= 0, "a step writes a block that its sequence does not have"
             offset = table[at] * stride + inside * TAG
-            memory[offset : offset + count * TAG] = raw[done * TAG : (done + count) * TAG]
+            data = raw[done * TAG : (done + count) * TAG]
+            self._put(group, offset, data, None if layers is None else (0, layers))
             done += count
+
+    def _put(self, group: int, offset: int, data: bytes | bytearray, layers: tuple[int, int] | None) -> None:
+        memory = self.groups[group]
+        if layers is None:
+            memory[offset : offset + len(data)] = data
+            return
+        count = len(self.spec.groups[group].layers)
+        for byte in range(TAG * layers[0] // count, TAG * layers[1] // count):
+            memory[offset + byte : offset + len(data) : TAG] = data[byte::TAG]
 
 
 def salts(root: BlockHash, groups: int) -> list[int]:

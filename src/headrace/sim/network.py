@@ -309,7 +309,9 @@ class Network:
     def _copy(self, source: ContentWorker, target: ContentWorker, write: Write, count: int) -> None:
         if self._reaches(source):
             self.on_copy(target, write)
-            target.memory.copy_from(source.memory, write.group, write.source_first, write.target_first, count)
+            layers = (write.layer, write.layer + write.layers) if write.layers else None
+            runs = write.group, write.source_first, write.target_first, count
+            target.memory.copy_from(source.memory, *runs, layers)
 
     def _landed(self, source: ContentWorker, target: ContentWorker, write: Write) -> None:
         if self._reaches(source):

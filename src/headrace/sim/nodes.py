@@ -9,7 +9,7 @@ from headrace.ports import Core
 from headrace.sim.executors import ContentExecutor, Step
 from headrace.sim.loop import Loop
 from headrace.sim.memory import Memory
-from headrace.types.events import Command, Event, StepDone
+from headrace.types.events import Command, Event, LayersDone, StepDone
 from headrace.types.ids import Address, RequestId, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail, Tokens
 from headrace.types.payload import Emission
@@ -180,7 +180,17 @@ class ContentWorker(Worker):
     def _begin(self, now_ns: int) -> None:
         plan = self._queue.popleft()
         self._step = self.executor.begin(plan)
-        self.loop.at(now_ns + self._duration_ns(self.index, plan), self._end, now_ns)
+        duration_ns, layers = self._duration_ns(self.index, plan), self.memory.layers
+        if plan.layered:
+            for done in range(1, layers):
+                self.loop.at(now_ns + duration_ns * done // layers, self._layers_done, plan.step, done)
+        self.loop.at(now_ns + duration_ns, self._end, now_ns)
+
+    def _layers_done(self, step: StepId, layers: int) -> None:
+        if self.alive:
+            assert self._step is not None and self._step.plan.step == step
+            self.executor.layers(self._step, layers)
+            self.receive(LayersDone(step, layers), self.loop.now_ns)
 
     def _end(self, started_ns: int) -> None:
         if not self.alive:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from headrace import registry
 from headrace.engine.memory import Memory
-from headrace.nodes.instance import InstanceConfig
+from headrace.nodes.limits import InstanceConfig, Stream
 from headrace.nodes.router import RouterConfig
 from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim
 from headrace.sim.network import NetworkConfig, Partition
@@ -28,6 +28,8 @@ SCATTER = "scatter"
 
 MICRO = 1_000
 MILLI = 1_000_000
+
+STREAMS = (Stream.CHUNK, Stream.CHUNK, Stream.LAYER, Stream.LAYER, Stream.REQUEST)
 
 SHARE = 0.25
 """Of the seeds, that have one kind of fault."""
@@ -130,7 +132,11 @@ def draw_world(seed: int) -> World:
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
     instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 3, 4, 4))
     places = _draw_places(Draws(rng, "places"), instances)
-    instance = replace(_draw_instance(Draws(rng, "instance")), **_draw_stages(Draws(rng, "stages")))
+    instance = replace(
+        _draw_instance(Draws(rng, "instance")),
+        **_draw_stages(Draws(rng, "stages")),
+        stream=Draws(rng, "stream").pick(STREAMS),
+    )
     longest = max(a.request.prompt + a.request.tokens_max for a in asks)
     demand = Memory(spec, PoolId(0), (0,) * len(spec.groups), 0).demand(longest, instance.tokens_max)
     pools = tuple(

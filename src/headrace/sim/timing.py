@@ -20,13 +20,15 @@ from headrace.ports import Core
 from headrace.sim.loop import Loop
 from headrace.sim.nodes import Worker
 from headrace.types.costs import Costs
-from headrace.types.events import Event, Received, StepDone
+from headrace.types.events import Event, LayersDone, Received, StepDone
 from headrace.types.ids import Address, BlockHash, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail
 from headrace.types.plan import Output, StepPlan, StepResult, Work
 from headrace.types.request import FinishReason
 
 PERMILLE = 1000
+TELLINGS = 8
+"""Parts of a layered step, each told of when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class TimingWorker(Worker):
         costs: Costs,
         depth: int,
         block_size: int,
+        layers: int = 1,
         pace: int = PERMILLE,
         host: Host | None = None,
     ) -> None:
@@ -151,6 +154,7 @@ class TimingWorker(Worker):
         self._kind_before = ""
         self._depth = depth
         self._size = block_size
+        self._layers = layers
         self._host = host
         self._spoken: dict[SequenceKey, Spoken] = {}
         self._queue: deque[StepPlan] = deque()
@@ -252,9 +256,23 @@ class TimingWorker(Worker):
             running.begun_ps, running.until = at_ps, 1
             decodes = len(live) - len(chunks)
             running.first_ps = self._paced(self.costs.step_ps(chunks, decodes, context) if live else 0, at_ps)
+            if plan.layered:
+                self._tell_layers(running)
         else:
             self._segment(running, at_ps)
         self._arm(running)
+
+    def _tell_layers(self, running: Running) -> None:
+        """All layers take the same time. Many are told of in a few tellings."""
+        for done in range(1, TELLINGS):
+            layers, at_ps = self._layers * done // TELLINGS, running.first_ps * done // TELLINGS
+            at_ns = max(_ns(running.begun_ps + at_ps), self.loop.now_ns + 1)
+            if layers and at_ns < _ns(running.end_ps(1)):
+                self.loop.at(at_ns, self._layers_done, running, layers)
+
+    def _layers_done(self, running: Running, layers: int) -> None:
+        if self.alive and self._running is running:
+            super().receive(LayersDone(running.plan.step, layers), self.loop.now_ns)
 
     def _open(self, running: Running) -> None:
         """It repeats until a row ends, or until the core must plan what follows its limit."""

@@ -2,7 +2,8 @@
 
 Life cycle:
  1. opened by `Dispatch`, perhaps before the prefill has begun, perhaps long after it has ended (late binding);
- 2. `advance` after each chunk: writes of the blocks that it finished, as whole runs merged on both sides;
+ 2. `advance` after each chunk: writes of the blocks that it finished, as whole runs merged on both sides; or while the chunk runs, of the
+    layers that are there so far, and after it of those that are left;
  3. the tail, when the first token is drawn;
  4. `done` when the tail is sent and every write is acknowledged: only then are the source's blocks free.
 Cancelled or failed sessions issue nothing more and are `quiet` when their writes in flight are acknowledged. A write that failed fails the
@@ -11,15 +12,26 @@ A session whose sequence runs on here (`nodes.migrating`) goes by stages: the ta
 write is acknowledged.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from headrace.transfer.runs import merge
+from headrace.transfer.runs import Move, merge
 from headrace.types.events import Write
 from headrace.types.ids import Address, WriteId
 from headrace.types.kv import KVSpec, TableRun
 from headrace.types.messages import Dispatch
+
+
+class Begun(NamedTuple):
+    """A block of which some layers are sent."""
+
+    at: int
+    target: int
+    layers: int
+    """The first so many of its group."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +45,8 @@ class Outgoing:
     """The sequence, if it is one, runs on meanwhile: what its windows pass need not be sent."""
     wanted: list[deque[tuple[int, int]]] = field(init=False)
     """Per group: (logical block, target's block id) of what is not sent yet, ascending."""
+    begun: list[list[Begun]] = field(init=False)
+    """Per group, in order."""
     inflight: dict[WriteId, None] = field(default_factory=dict[WriteId, None])
     tail_sent: bool = False
     stopped: bool = False
@@ -44,6 +58,7 @@ class Outgoing:
 
     def __post_init__(self) -> None:
         self.wanted = [deque() for _ in self.spec.groups]
+        self.begun = [[] for _ in self.spec.groups]
         self.extend(self.dispatch.table)
 
     def extend(self, table: tuple[TableRun, ...]) -> None:
@@ -51,25 +66,42 @@ class Outgoing:
         for run in sorted(table):
             self.wanted[run.group].extend((run.at + i, run.first + i) for i in range(run.count))
 
-    def advance(self, tables: list[list[int]], ready: int, next_id: Callable[[], WriteId]) -> list[Write]:
-        """Writes for the wanted blocks before logical block `ready` that are not sent yet."""
+    def advance(
+        self, tables: list[list[int]], ready: int, next_id: Callable[[], WriteId], layers: int | None = None
+    ) -> list[Write]:
+        """Writes for what is wanted of the blocks before logical block `ready` and is not sent yet: of the first `layers` layers, or
+        (None) of all.
+        """
         if self.stopped or self.dispatch.shared:
             return []
         writes: list[Write] = []
-        for group, wanted in enumerate(self.wanted):
-            sources: list[int] = []
-            targets: list[int] = []
-            while wanted and wanted[0][0] < ready:
-                at, block = wanted.popleft()
-                if self.moving and tables[group][at] < 0:
-                    self.skipped += len(self.spec.groups[group].layers)
-                    continue
-                sources.append(tables[group][at])
-                targets.append(block)
-            assert -1 not in sources, "a wanted block has been trimmed"
-            moves = merge(sources, targets, len(self.spec.groups[group].layers))
-            writes += [self._write(group, m.source, m.target, m.count, next_id()) for m in moves]
+        for group, g in enumerate(self.spec.groups):
+            until = len(g.layers) if layers is None else bisect_left(g.layers, layers)
+            for first, blocks in self._due(group, tables[group], ready, until).items():
+                sources = [tables[group][at] for at, _ in blocks]
+                assert -1 not in sources, "a wanted block has been trimmed"
+                moves = merge(sources, [target for _, target in blocks], until - first)
+                writes += [self._write(group, move, first, until, next_id()) for move in moves]
+                if until < len(g.layers):
+                    self.begun[group] += [Begun(at, target, until) for at, target in blocks]
         return writes
+
+    def _due(self, group: int, table: list[int], ready: int, until: int) -> dict[int, list[tuple[int, int]]]:
+        """Take out what lacks layers before `until`: (logical block, target) by the layers that are sent of it."""
+        due: dict[int, list[tuple[int, int]]] = {}
+        begun, wanted = self.begun[group], self.wanted[group]
+        for block in begun:
+            if block.at < ready and block.layers < until:
+                due.setdefault(block.layers, []).append((block.at, block.target))
+        if due:
+            self.begun[group] = [b for b in begun if b.at >= ready or b.layers >= until]
+        while until and wanted and wanted[0][0] < ready:
+            at, target = wanted.popleft()
+            if self.moving and table[at] < 0:
+                self.skipped += len(self.spec.groups[group].layers)
+            else:
+                due.setdefault(0, []).append((at, target))
+        return due
 
     def drop_rest(self) -> None:
         """What is wanted and was not sent will not be."""
@@ -92,18 +124,22 @@ class Outgoing:
     def done(self) -> bool:
         return self.tail_sent and not self.inflight
 
-    def _write(self, group: int, source: int, target: int, count: int, write: WriteId) -> Write:
+    def _write(self, group: int, move: Move, first: int, until: int, write: WriteId) -> Write:
+        layers = len(self.spec.groups[group].layers)
         self.inflight[write] = None
-        self.blocks += count
-        self.bytes += count * self.spec.block_bytes(group)
+        if until == layers:
+            self.blocks += move.count
+        self.bytes += move.count * self.spec.block_bytes(group) * (until - first) // layers
         self.writes += 1
         return Write(
             write=write,
             target=self.target,
             slot=self.dispatch.slot,
             group=group,
-            source_first=source,
-            target_first=target,
-            count=count,
-            weight=count * len(self.spec.groups[group].layers),
+            source_first=move.source,
+            target_first=move.target,
+            count=move.count,
+            weight=move.count * (until - first),
+            layer=first,
+            layers=0 if until - first == layers else until - first,
         )

@@ -37,6 +37,14 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     result: StepResult
 
 
+class LayersDone(msgspec.Struct, frozen=True, tag=True):
+    """Of a plan that asked for it (`StepPlan.layered`) and is being run: the KV of its tokens is there for the model's first layers."""
+
+    step: StepId
+    layers: int
+    """How many, 1 to all of them."""
+
+
 class Written(msgspec.Struct, frozen=True, tag=True):
     """At the source: this write has completed, or failed; either way it can no longer land."""
 
@@ -68,7 +76,18 @@ class DrainAsked(msgspec.Struct, frozen=True, tag=True):
     peer: Address | None = None
 
 
-Event = Received | PeerUp | PeerLost | StepDone | Written | Landed | Submitted | Withdrawn | DrainAsked
+Event = (
+    Received
+    | PeerUp
+    | PeerLost
+    | StepDone
+    | LayersDone
+    | Written
+    | Landed
+    | Submitted
+    | Withdrawn
+    | DrainAsked
+)
 
 
 class Send(msgspec.Struct, frozen=True, tag=True):
@@ -95,7 +114,7 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 class Write(msgspec.Struct, frozen=True, tag=True):
-    """Copy whole blocks (all layers of the group) into a peer's pool, with a 32-bit immediate of slot and weight.
+    """Copy blocks, or some successive layers of them, into a peer's pool, with a 32-bit immediate of slot and weight.
 
     Answered by one `Written` here and, if it succeeded, one `Landed` there.
     """
@@ -109,6 +128,10 @@ class Write(msgspec.Struct, frozen=True, tag=True):
     count: int
     weight: int
     """Block-layers completed, 1..65535."""
+    layer: int = 0
+    """The first layer, by its index in the group,"""
+    layers: int = 0
+    """and how many; 0: all, so that a run is one piece of memory."""
 
 
 class WakeAt(msgspec.Struct, frozen=True, tag=True):

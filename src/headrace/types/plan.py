@@ -51,6 +51,8 @@ class StepPlan(msgspec.Struct, frozen=True):
     starts: tuple[SequenceStart, ...]
     growth: tuple[Growth, ...]
     work: tuple[Work, ...]
+    layered: bool = False
+    """The core wants to hear `LayersDone` while it runs."""
     repeat_max: int = 1
     """How often it may run unchanged, each run one token further (see `engine.repeats`). A plan that may repeat carries no tables."""
 

@@ -65,14 +65,19 @@ class Decoder:
         return self.embedding.dtype
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> Tensor:
-        """Write the KV of all tokens; return f32 logits [wanted, vocab]. Only wanted rows go through the LM head."""
+    def forward(self, batch: Batch, layers_done: Callable[[int], None] | None = None) -> Tensor:
+        """Write the KV of all tokens; return f32 logits [wanted, vocab]. Only wanted rows go through the LM head.
+
+        `layers_done(n)` is called when the KV of the first n layers is written.
+        """
         if torch.get_num_threads() != batch.threads:
             torch.set_num_threads(batch.threads)
         x = F.embedding(batch.ids, self.embedding)
         angles = self.rotary(batch.positions)
-        for layer in self.layers:
+        for done, layer in enumerate(self.layers, 1):
             x = layer(x, batch, angles)
+            if layers_done is not None:
+                layers_done(done)
         if not len(batch.wanted):
             return torch.empty(0, self.vocab)
         x = self.norm(x.index_select(0, batch.wanted))

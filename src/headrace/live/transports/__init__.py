@@ -27,6 +27,8 @@ class Site:
     """A peer's pool, per group; None if the peer is lost."""
     block_bytes: tuple[int, ...]
     """Per group."""
+    layers: tuple[int, ...]
+    """Per group, how many."""
     landed: Callable[[Address, Slot, int], None]
     """Tell the peer that a write with this slot and weight is in its memory. On the loop's thread, before `written`."""
     written: Callable[[WriteId, bool], None]
@@ -36,12 +38,13 @@ class Site:
 
     def copy(self, write: Write, target: list[memoryview]) -> bool:
         """Carry a write out; other threads run meanwhile. False for blocks that are not there: that is said in the log."""
-        size = self.block_bytes[write.group]
+        size, all_layers = self.block_bytes[write.group], self.layers[write.group]
+        part = size // all_layers
+        layers = slice(write.layer * part, (write.layer + (write.layers or all_layers)) * part)
         try:
-            np.copyto(
-                _span(target[write.group], write.target_first * size, write.count * size),
-                _span(self.source[write.group], write.source_first * size, write.count * size),
-            )
+            into = _span(target[write.group], write.target_first * size, write.count * size)
+            out_of = _span(self.source[write.group], write.source_first * size, write.count * size)
+            np.copyto(into.reshape(-1, size)[:, layers], out_of.reshape(-1, size)[:, layers])
         except ValueError:
             log.exception("%s cannot be carried out", write)
             return False
