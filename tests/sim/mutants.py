@@ -10,6 +10,7 @@ from headrace.engine.memory import Memory
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
+from headrace.kv.segments import Segments
 from headrace.nodes.instance import Instance
 from headrace.nodes.limits import Stream
 from headrace.nodes.pool import PoolCore
@@ -159,6 +160,27 @@ def pool_hears_the_dead(patch: pytest.MonkeyPatch) -> None:
         handle(self, event, now_ns)
 
     patch.setattr(PoolCore, "handle", by_name)
+
+
+@mutant(lambda world: dies(world) and shares(world))
+def a_lease_is_trusted_after_its_epoch(patch: pytest.MonkeyPatch) -> None:
+    """Who comes back under a name is taken to have what the dead one had leased."""
+    forget, join = BlockPool.forget, BlockPool.join
+
+    def kept(self: BlockPool, holder: Address, now_ns: int) -> None:
+        forget(self, holder, now_ns)
+        self.leases[holder], self.quarantine[holder] = (
+            self.quarantine[holder],
+            [Segments() for _ in self.blocks],
+        )
+
+    def inherited(self: BlockPool, holder: Address) -> None:
+        join(self, holder)
+        for old in [a for a in self.leases if a.name == holder.name and a.epoch < holder.epoch]:
+            self.leases[holder] = self.leases.pop(old)
+
+    patch.setattr(BlockPool, "forget", kept)
+    patch.setattr(BlockPool, "join", inherited)
 
 
 @mutant(dies)
