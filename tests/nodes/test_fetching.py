@@ -260,7 +260,7 @@ def test_what_the_pool_has_is_written_and_locked_until_that_has_ended():
     node = giver()
     (write,) = node.commands(Write)
     assert (write.source_first, write.target_first, write.count, write.weight) == (41, 20, 2, 4)
-    assert node.one(Found, P) == Found(ERRAND, Slot(3), 3, 2) and not node.sent(Release)
+    assert node.one(Found, P) == Found(ERRAND, Slot(3), 3, 2, 1024) and not node.sent(Release)
     node.tell(Written(write.write, ok=True))
     assert node.one(Release, OTHER_POOL) == Release(ERRAND) and node.core.idle
 

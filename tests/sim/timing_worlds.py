@@ -20,7 +20,7 @@ from headrace.cost.roofline import Roofline
 from headrace.engine.memory import Memory
 from headrace.engine.sequence import Sequence as Running
 from headrace.nodes.instance import Instance
-from headrace.nodes.limits import InstanceConfig, RouterConfig, Stream
+from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
 from headrace.nodes.pool import PoolCore
 from headrace.sim.audience import Audience
 from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice, Simulation, Stuck, build, play
@@ -38,6 +38,14 @@ MICRO_PS = 1_000_000
 GRID_NS = 10_000
 BEGIN_NS = 10_000_000
 EVENTS_MAX = 300_000
+CACHING = (
+    Caching.INCREMENT,
+    Caching.INCREMENT,
+    Caching.RETURN,
+    Caching.RETURN,
+    Caching.PREFILL,
+    Caching.NONE,
+)
 AXES = ("engine.batching", "engine.admission", "engine.ordering", "engine.preemption")
 
 
@@ -80,7 +88,7 @@ def draw_world(seed: int) -> TimingWorld:
     grid = draws.chance(0.5)
     spec = draw_spec(Draws(rng, "spec"))
     trace = draw_trace(Draws(rng, "trace"), spec.block_size, grid)
-    instance = draw_instance(Draws(rng, "instance"))
+    instance = draw_instance(Draws(rng, "instance"), Draws(rng, "caching").pick(CACHING))
     members = draw_members(Draws(rng, "members"), spec, trace, instance.tokens_max, grid)
     hosts = 1 + max(m.place[0] for m in members)
     devices = 1 + max(m.place[1] for m in members)
@@ -140,13 +148,14 @@ def draw_costs(draws: Draws, grid: bool) -> Costs:
     )
 
 
-def draw_instance(draws: Draws) -> InstanceConfig:
+def draw_instance(draws: Draws, caching: Caching) -> InstanceConfig:
     return InstanceConfig(
         tokens_max=draws.pick((4, 8, 16, 64, 2048)),
         sequences_max=draws.pick((1, 2, 3, 8, 64)),
         waiting_max=draws.pick((2, 64, 64)),
         depth=draws.pick((1, 2, 2)),
         stream_interval=draws.pick((1, 1, 2, 5, 2**30)),
+        caching=caching,
         lease_blocks=draws.pick((0, 1, 4, 16, 100)),
         hold_ns=draws.pick((3_000_000, 60_000_000)),
         receive_ns=draws.pick((8_000_000, 80_000_000)),

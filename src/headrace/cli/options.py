@@ -64,6 +64,11 @@ class DeploymentOptions(BaseModel):
     kv_memory: str = Field(
         "auto", description="KV memory of each pool, e.g. 2GiB; auto: by model and free memory"
     )
+    caching: Literal["none", "prefill", "increment", "return"] = Field(
+        "increment",
+        description="Who keeps KV for later requests: nobody; prefill workers; decode workers, too; or "
+        "these also return what they generate to prefill workers",
+    )
     stream_interval: int = Field(
         1, ge=1, description="Send a sequence's tokens in groups of so many, but its first and last at once"
     )

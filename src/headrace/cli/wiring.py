@@ -21,7 +21,7 @@ from headrace.live.settings import (
     ServiceConfig,
     WorkerSettings,
 )
-from headrace.nodes.limits import InstanceConfig, RouterConfig, Stream
+from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import KVSpec
 
@@ -149,6 +149,7 @@ def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> In
     return InstanceConfig(
         tokens_max=options.max_num_batched_tokens,
         sequences_max=options.max_num_seqs,
+        caching=Caching(options.caching),
         stream_interval=options.stream_interval,
         stream=Stream(options.kv_stream),
         lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers))),

@@ -134,6 +134,8 @@ class Memory:
 
     def publish(self, sequence: Sequence) -> Publish | None:
         """What can be published now: full blocks whose KV exists and whose hash is known."""
+        if not sequence.caches:
+            return None
         full = min(sequence.computed // self.spec.block_size, len(sequence.hashes))
         runs: list[TableRun] = []
         for group, table in enumerate(sequence.tables):

@@ -114,10 +114,10 @@ class Scheduler:
     # Entry and exit
 
     def enqueue(self, sequence: Sequence) -> None:
-        """To the queue. What has no block that could be cached need not be looked up."""
+        """To the queue. What has no block that could be cached, or is not to be, is not looked up."""
         self.changed, self._sorted = True, False
         sequence.status = Status.WAITING
-        if not sequence.hashes:
+        if not (sequence.hashes and sequence.caches):
             sequence.status = Status.MATCHED
             sequence.recomputed, sequence.lost = sequence.recomputed + sequence.lost, 0
             if sequence.role is Role.DECODE:

@@ -80,6 +80,10 @@ class Sequence:
     lost: int = 0
     """Tokens whose KV was dropped by preemption."""
     recomputed: int = 0
+    caches: bool = True
+    """Its prefix is looked up, and its full blocks are published."""
+    prefiller: Address | None = None
+    """Whose pool gets what is generated here when the sequence ends."""
 
     @property
     def emit_limit(self) -> int:

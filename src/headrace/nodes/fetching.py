@@ -5,6 +5,7 @@ The asker, for a sequence whose `Start` names somebody to ask:
  2. `Fetch`: the chain's hashes, and where it wants the missing blocks; counts what lands, as in any transfer;
  3. `Found`: the end, with what the other does not have. What came is published and goes on as a hit, and the sequence joins the queue.
 The other locks what its pool has of the chain under a key of its own, writes it, says `Found`, and unlocks when all writes have ended.
+A chain that is to be kept for later comes in the same way, for no sequence that runs (`nodes.returning`).
 Nothing depends on it: if the other has gone, is slow, or a write fails, the sequence joins the queue with what it has. Then the blocks that
 may still be written into are kept apart until the other has said `Fenced`, or has ended.
 """
@@ -108,6 +109,7 @@ class Fetching:
         self._giving: dict[SequenceKey, Giving] = {}
         """By errand: what our pool has looked up, and what is being written."""
         self._brought: dict[SequenceKey, int] = {}
+        self._bytes: dict[SequenceKey, int] = {}
 
     @property
     def idle(self) -> bool:
@@ -120,6 +122,10 @@ class Fetching:
     def brought(self, key: SequenceKey) -> int:
         """Tokens that were fetched for a sequence; asked once."""
         return self._brought.pop(key, 0)
+
+    def bytes_brought(self, key: SequenceKey) -> int:
+        """Bytes of those; asked once."""
+        return self._bytes.pop(key, 0)
 
     # The asker
 
@@ -210,12 +216,14 @@ class Fetching:
             if message is not None:
                 self._send(self._info.pool_address, message)
         self._brought[sequence.key] = count * memory.spec.block_size
+        self._bytes[sequence.key] = found.bytes
         self._goes_on(sequence, tokens)
 
     def dropped(self, sequence: Sequence, now_ns: int) -> None:
         """The sequence leaves: nothing is wanted any more."""
         self._wanting.pop(sequence.key, None)
         self._brought.pop(sequence.key, None)
+        self._bytes.pop(sequence.key, None)
         key = errand(sequence.key)
         getting = self._getting.get(key)
         if getting is not None and not getting.given_up:
@@ -258,7 +266,7 @@ class Fetching:
             tables[run.group][run.at : run.at + run.count] = range(run.first, run.first + run.count)
         asked = Dispatch(fetch.key, fetch.slot, fetch.table, shared=False, expected=0)
         session = self._sending.give(giving.target, asked, tables, have)
-        self._send(giving.target, Found(fetch.key, fetch.slot, have, session.skipped))
+        self._send(giving.target, Found(fetch.key, fetch.slot, have, session.skipped, session.bytes))
         self._ended(fetch.key)
         return True
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from headrace.engine.sequence import Sequence, Status
 from headrace.nodes.leaving import Leaving
+from headrace.nodes.limits import Caching
 from headrace.nodes.parts import Parts
 from headrace.nodes.receiving import Incoming
 from headrace.nodes.standstill import Standstill
@@ -106,6 +107,8 @@ class Handing:
         parts.scheduler.join(sequence)
         if tail.moved:
             return
+        if parts.config.caching is Caching.RETURN and not session.shared:
+            sequence.prefiller = session.source
         joined = Joined(sequence.key, now_ns, cached, tail.blocks, tail.bytes, tail.writes)
         parts.send(parts.router, joined)
 

@@ -19,11 +19,12 @@ from headrace.engine.sequence import Sequence, Status, sequence_from
 from headrace.nodes.fetching import Fetching
 from headrace.nodes.handing import Handing
 from headrace.nodes.leaving import Leaving
-from headrace.nodes.limits import InstanceConfig, Stream
+from headrace.nodes.limits import Caching, InstanceConfig, Stream
 from headrace.nodes.migrating import Migrating
 from headrace.nodes.parts import Parts
 from headrace.nodes.receiving import Receiving
 from headrace.nodes.results import Results
+from headrace.nodes.returning import Returning
 from headrace.nodes.sending import Sending
 from headrace.nodes.standstill import Standstill
 from headrace.types.events import (
@@ -57,6 +58,7 @@ from headrace.types.messages import (
     Fetch,
     Found,
     InstanceInfo,
+    Keep,
     Leased,
     Match,
     Matched,
@@ -112,7 +114,8 @@ class Instance:
         )
         self.leaving = Leaving(parts, self.fetching.dropped, self._closes.append)
         self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
-        self.results = Results(parts, self.leaving, self._hold)
+        self.returning = Returning(router, self.memory, self.fetching, self._send, self.leaving.free)
+        self.results = Results(parts, self.leaving, self._hold, self.returning.ended)
         self.handing = Handing(
             parts, self.leaving, self.standstill, self.results.publish, self.fetching.arrived
         )
@@ -216,7 +219,8 @@ class Instance:
     @property
     def idle(self) -> bool:
         """Nothing is held for anyone."""
-        return not self.sequences and self.sending.idle and self.receiving.idle and self.fetching.idle
+        pieces = (self.sending, self.receiving, self.fetching, self.returning)
+        return not self.sequences and all(piece.idle for piece in pieces)
 
     # Messages
 
@@ -257,6 +261,9 @@ class Instance:
                     self.leaving.leave(self.sequences[key])
             case Fetch():
                 self.fetching.asked(source, message)
+            case Keep():
+                if not self._draining:
+                    self.returning.keep(source, message, self._peers.get(source))
             case Found():
                 self.handing.complete(self.receiving.found(message), now_ns)
             case Tail():
@@ -275,6 +282,7 @@ class Instance:
             self._closes.append(Close(key))
             return
         sequence = sequence_from(message, len(self._spec.groups))
+        sequence.caches = self._caches(message.role)
         self.sequences[key] = sequence
         if message.role is Role.PREFILL:
             self.sending.started(sequence)
@@ -287,11 +295,23 @@ class Instance:
                 self.scheduler.receiving.append(sequence)
                 self.receiving.expect(sequence, shared=True)
                 return
-        elif message.fetch is not None and self.fetching.begin(
-            sequence, message.fetch, self._peers.get(message.fetch)
+        elif (
+            message.fetch is not None
+            and sequence.caches
+            and self.fetching.begin(sequence, message.fetch, self._peers.get(message.fetch))
         ):
             return
         self.scheduler.enqueue(sequence)
+
+    def _caches(self, role: Role) -> bool:
+        """Does a sequence of this role match and publish here?"""
+        match self._config.caching:
+            case Caching.NONE:
+                return False
+            case Caching.PREFILL:
+                return role is not Role.DECODE
+            case Caching.INCREMENT | Caching.RETURN:
+                return True
 
     def _refusal(self, message: Start) -> Refused | Failed | None:
         if self._draining:
@@ -321,10 +341,12 @@ class Instance:
         self.sending.stop(key)
         sequence = self.sequences.get(key)
         if sequence is not None:
+            # Perhaps for a stop string: then its client comes back with what it has said.
+            self.returning.ended(sequence)
             self.leaving.drop(sequence, now_ns)
 
     def _matched(self, message: Matched, now_ns: int) -> None:
-        sequence = self.sequences.get(message.key)
+        sequence = self.sequences.get(message.key) or self.returning.get(message.key)
         if self.fetching.looked_up(message):
             return
         if sequence is not None and sequence.status is Status.FETCHING:
@@ -348,6 +370,9 @@ class Instance:
 
     def _goes_on(self, sequence: Sequence, tokens: int) -> None:
         """Into the queue, with so many tokens of its prefix locked."""
+        if sequence is self.returning.get(sequence.key):
+            self.returning.came(sequence)
+            return
         sequence.scheduled = sequence.computed = tokens
         self.scheduler.enqueue(sequence)
         sequence.status = Status.MATCHED

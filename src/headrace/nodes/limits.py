@@ -18,6 +18,19 @@ class Stream(Enum):
     """All of it, when the whole prompt is computed."""
 
 
+class Caching(Enum):
+    """Who keeps what has been computed: four steps, each with those before it (MemServe, arXiv 2406.17565, section 5)."""
+
+    NONE = "none"
+    """Nobody: every prompt is computed, and all of it travels."""
+    PREFILL = "prefill"
+    """Whoever prefills. A decode instance is sent everything each turn."""
+    INCREMENT = "increment"
+    """Decode instances, too: only what they lack travels."""
+    RETURN = "return"
+    """When a request ends, what its decode instance has generated goes back to where it was prefilled, for the next turn."""
+
+
 class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one instance."""
 
@@ -33,6 +46,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How often the executor may run one plan; more than 1 is for executors that keep no block tables."""
     overheard: bool = False
     """Somebody beside the instance follows what is published; a repeated plan ends where a block is filled."""
+    caching: Caching = Caching.INCREMENT
+    """Who matches and publishes cached blocks (`--caching`)."""
     stream_interval: int = 1
     """New tokens of a sequence are told in groups of so many; the first and the last ones at once (`--stream-interval`)."""
     stream: Stream = Stream.CHUNK

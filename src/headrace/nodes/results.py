@@ -11,12 +11,19 @@ from headrace.types.request import FinishReason
 
 
 class Results:
-    """`hold` takes a sequence whose prompt is computed and that is to be decoded elsewhere."""
+    """`hold` takes a sequence whose prompt is computed and that is to be decoded elsewhere; `ended` hears of those that are finished."""
 
-    def __init__(self, parts: Parts, leaving: Leaving, hold: Callable[[Sequence, int], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        leaving: Leaving,
+        hold: Callable[[Sequence, int], None],
+        ended: Callable[[Sequence], None],
+    ) -> None:
         self._parts = parts
         self._leaving = leaving
         self._hold = hold
+        self._ended = ended
         self._size = parts.spec.block_size
         self._interval = parts.config.stream_interval
         self._windows = any(g.window for g in parts.spec.groups)
@@ -81,6 +88,7 @@ class Results:
             finish = FinishReason.LENGTH
         if finish is not None:
             self._parts.scheduler.finished.append(sequence.history + sequence.emitted)
+            self._ended(sequence)
             self._leaving.drop(sequence, now_ns)
         elif sequence.role is Role.PREFILL:
             self._parts.scheduler.hold(sequence)

@@ -56,6 +56,7 @@ from headrace.types.messages import (
     Refused,
     Report,
     Resume,
+    Returned,
     Role,
     Stayed,
     TokenRun,
@@ -287,6 +288,9 @@ class Router:
                     self._tokens(run, now_ns)
             case Report():
                 self.fleet.report(source, message)
+            case Returned(_, tokens, moved):
+                self._count("tokens_returned", tokens)
+                self._count("returned_bytes", moved)
             case Unfenced(peer):
                 if peer in self.fleet:
                     self._out.append(Kill(peer))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from headrace import registry
 from headrace.engine.memory import Memory
-from headrace.nodes.limits import InstanceConfig, Stream
+from headrace.nodes.limits import Caching, InstanceConfig, Stream
 from headrace.nodes.router import RouterConfig
 from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim
 from headrace.sim.network import NetworkConfig, Partition
@@ -70,7 +70,7 @@ DRAMATIC = (
     "Unfenced",
 )
 """Messages in whose midst something may be struck, beside `Dispatch`."""
-MOVING = ("Migrate", "Offer", "Dispatch", "More", "Tail", "Moved", "Stayed", "Fetch", "Found")
+MOVING = ("Migrate", "Offer", "Dispatch", "More", "Tail", "Moved", "Stayed", "Fetch", "Found", "Keep")
 """The same, in worlds in which sequences move."""
 
 
@@ -135,6 +135,7 @@ def draw_world(seed: int) -> World:
     instance = replace(
         _draw_instance(Draws(rng, "instance")),
         **_draw_stages(Draws(rng, "stages")),
+        caching=_draw_caching(Draws(rng, "caching")),
         stream=Draws(rng, "stream").pick(STREAMS),
     )
     longest = max(a.request.prompt + a.request.tokens_max for a in asks)
@@ -212,6 +213,11 @@ def _draw_stages(draws: Draws) -> dict[str, int]:
         "move_ns": draws.pick((100, 1000, 20_000)) * MICRO,
         "fetch_ns": draws.pick((50, 500, 20_000)) * MICRO,
     }
+
+
+def _draw_caching(draws: Draws) -> Caching:
+    steps = (Caching.INCREMENT, Caching.RETURN)
+    return draws.pick((*steps, *steps, Caching.PREFILL, Caching.NONE))
 
 
 def _draw_router(draws: Draws) -> RouterConfig:

@@ -170,6 +170,14 @@ class Moved(Message, frozen=True):
     """Tokens computed again on the sender after preemption."""
 
 
+class Returned(Message, frozen=True):
+    """What another instance had generated is cached here now, for a next turn."""
+
+    key: SequenceKey
+    tokens: int
+    bytes: int
+
+
 class Unfenced(Message, frozen=True):
     """`peer` did not confirm in time that it stopped writing; only its end can prove that now."""
 
@@ -284,6 +292,16 @@ class Found(Message, frozen=True):
     """Leading blocks of the chain."""
     skipped: int
     """Block-layers of the table that it does not write: they count with this."""
+    bytes: int = 0
+    """That it writes."""
+
+
+class Keep(Message, frozen=True):
+    """The sender's pool has this chain, of a request that you prefilled and that has ended: fetch what you lack, if you have room."""
+
+    key: SequenceKey
+    hashes: tuple[BlockHash, ...]
+    """From the first block on."""
 
 
 # Instance to pool
@@ -414,6 +432,8 @@ AnyMessage = (
     | More
     | Fetch
     | Found
+    | Keep
+    | Returned
     | Abandon
     | Fenced
     | Tail
