@@ -11,6 +11,7 @@ from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
 from headrace.kv.segments import Segments
+from headrace.nodes.handing import Handing
 from headrace.nodes.instance import Instance
 from headrace.nodes.limits import Stream
 from headrace.nodes.pool import PoolCore
@@ -377,21 +378,21 @@ def quiet_is_told_before_the_writes_have_ended(patch: pytest.MonkeyPatch) -> Non
 
 @mutant(writes_ill)
 def blocks_are_free_as_soon_as_their_writes_are_issued(patch: pytest.MonkeyPatch) -> None:
-    close, written = Sending.close, Instance._written
+    close, written = Sending.close, Handing.written
 
     def later(self: Sending, key) -> None:
         if key not in self._sessions or self._sessions[key].quiet:
             close(self, key)
 
-    def perhaps_gone(self: Instance, key, failed: bool, now_ns: int) -> None:
-        if key in self.sequences:
+    def perhaps_gone(self: Handing, key, failed: bool, now_ns: int) -> None:
+        if key in self._parts.sequences:
             written(self, key, failed, now_ns)
         else:
-            self.sending.close(key)
+            self._parts.sending.close(key)
 
     patch.setattr(Outgoing, "done", property(lambda self: self.tail_sent))
     patch.setattr(Sending, "close", later)
-    patch.setattr(Instance, "_written", perhaps_gone)
+    patch.setattr(Handing, "written", perhaps_gone)
 
 
 # The ends of requests.
