@@ -56,14 +56,12 @@ def test_one_file_serves_every_command(tmp_path: Path) -> None:
     assert "batching" not in made.settings
 
 
-def test_what_serve_would_not_do_it_refuses(tmp_path: Path) -> None:
+def test_what_is_simulated_is_served(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("roles: load_states\nrebalance: virtual_usage\n")
-    assert resolve(ClusterOptions, file, {}).rebalance is not None
-    with pytest.raises(
-        ConfigError, match="rebalance: only simulations do this so far; take the key out to serve"
-    ):
-        resolve(ServeOptions, file, {})
+    for options in (ClusterOptions, ServeOptions):
+        made = resolve(options, file, {})
+        assert made.rebalance is not None and made.rebalance.name == "virtual_usage"
 
 
 def test_memory_and_blocks_follow_from_model_and_device() -> None:

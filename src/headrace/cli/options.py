@@ -85,6 +85,9 @@ class DeploymentOptions(BaseModel):
     placement: PolicyChoice = Field(
         PolicyChoice(name="least_load"), description="Where a request is prefilled and decoded"
     )
+    rebalance: PolicyChoice | None = Field(
+        None, description="Which running sequences move to another instance [default: none]"
+    )
     roles: PolicyChoice | None = Field(
         None, description="Which instances lean to prefill or decode now [default: as they began]"
     )
@@ -97,6 +100,7 @@ class DeploymentOptions(BaseModel):
         "preemption",
         "placement",
         "roles",
+        "rebalance",
         "evict",
         mode="before",
     )
@@ -244,9 +248,6 @@ class ClusterOptions(DeploymentOptions):
     separate_pools: bool | None = Field(
         None, description="One KV pool per instance [default: yes, but with --profile as in serve]"
     )
-    rebalance: PolicyChoice | None = Field(
-        None, description="Which running sequences move to another instance [default: none]"
-    )
     hardware: str | dict[str, str] | None = Field(
         None, description='Device of the catalogue, or by role: {"prefill": "h100-sxm", "decode": "h20"}'
     )
@@ -276,11 +277,6 @@ class ClusterOptions(DeploymentOptions):
     message_latency: float | None = Field(
         None, gt=0, description="Seconds of a message inside a host [default: the profile's, or 50 us]"
     )
-
-    @field_validator("rebalance", mode="before")
-    @classmethod
-    def _policy(cls, value: Any) -> Any:
-        return by_name(value)
 
     @field_validator(*SECTIONS, "hardware", "tensor_parallel", mode="before")
     @classmethod
@@ -359,11 +355,6 @@ def resolve(
     `source`: how messages call the file.
     """
     said = read(file, source)
-    unserved = [name for name in said if name in AXES and name not in options.model_fields]
-    if unserved:
-        raise ConfigError(
-            f"{source}: {unserved[0]}: only simulations do this so far; take the key out to serve"
-        )
     stated = {name: value for name, value in said.items() if name in options.model_fields}
     return validated(options, over(stated, given), given, source)
 

@@ -130,6 +130,7 @@ def service_config(
         ),
         placement=_policy(options.placement),
         roles=None if options.roles is None else _policy(options.roles),
+        rebalance=None if options.rebalance is None else _policy(options.rebalance),
         eviction=_policy(options.evict),
         instance=instance_config(options, blocks, sharers=len(team) // pools),
         router=RouterConfig(choices_max=choices_max),

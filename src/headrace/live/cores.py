@@ -67,7 +67,9 @@ class Cores:
             core = self._add(Header(pool_address(index), settings))
             assert isinstance(core, PoolCore)
             self.pool_cores[index] = core
-        router = self._add(Header(ROUTER, RouterSettings(config.placement, config.router, config.roles)))
+        router = self._add(
+            Header(ROUTER, RouterSettings(config.placement, config.router, config.roles, config.rebalance))
+        )
         assert isinstance(router, Router)
         self.router = router
 

@@ -12,7 +12,7 @@ class Opened:
     history: int
     """Tokens emitted before this attempt."""
     token_ids: list[int] = field(default_factory=list[int])
-    """Emitted here, from index `history` on."""
+    """From index `history` on: drawn elsewhere before the sequence came here, then drawn here."""
     unsent: dict[int, Emission] = field(default_factory=dict[int, Emission])
     """Not yet said to the router, by first index."""
 
@@ -31,6 +31,13 @@ class Drawn:
 
     def close(self, key: SequenceKey) -> None:
         self._opened.pop(key, None)
+
+    def received(self, emissions: tuple[Emission, ...]) -> None:
+        """What came with the sequence, from where it was before. The router has it from there."""
+        for emission in emissions:
+            opened = self._opened[emission.key]
+            assert emission.first == opened.history + len(opened.token_ids)
+            opened.token_ids += emission.token_ids
 
     def add(self, emissions: tuple[Emission, ...]) -> None:
         """What a step drew. After preemption the same tokens come again."""

@@ -46,6 +46,7 @@ class RouterSettings(msgspec.Struct, frozen=True, tag="router"):
     placement: PolicySettings
     router: RouterConfig
     roles: PolicySettings | None = None
+    rebalance: PolicySettings | None = None
 
 
 class PoolSettings(msgspec.Struct, frozen=True, tag="pool"):
@@ -75,9 +76,14 @@ class Header(msgspec.Struct, frozen=True):
 def remake(header: Header) -> Core:
     """A fresh core like the one that a journal is of. Raises ConfigError."""
     match header.settings:
-        case RouterSettings(placement, config, roles):
-            turning = None if roles is None else policy("cluster.roles", roles)
-            return Router(header.address, policy("cluster.placement", placement), config, roles=turning)
+        case RouterSettings(placement, config, roles, rebalance):
+            return Router(
+                header.address,
+                policy("cluster.placement", placement),
+                config,
+                roles=None if roles is None else policy("cluster.roles", roles),
+                rebalance=None if rebalance is None else policy("cluster.rebalance", rebalance),
+            )
         case PoolSettings(pool, spec, blocks, eviction, listener):
             evict = policy("kv.evict", eviction)
             return PoolCore(header.address, pool, spec, blocks, evict, listener=listener)

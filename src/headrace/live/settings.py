@@ -76,6 +76,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     placement: PolicySettings = PolicySettings("least_load")
     roles: PolicySettings | None = None
     """None: workers lean as they began."""
+    rebalance: PolicySettings | None = None
+    """None: running sequences stay where they are."""
     eviction: PolicySettings = PolicySettings("lru")
     instance: InstanceConfig = InstanceConfig()
     router: RouterConfig = RouterConfig()

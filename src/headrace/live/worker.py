@@ -251,7 +251,9 @@ class Worker:
                 self._drawn.open(key, message.history)
                 self._steps.open(key, wire.decode_payload(payload, SequencePayload))
             case Tail(key) if key in self._drawn:
-                for emission in wire.decode_payload(payload, tuple[Emission, ...]):
+                emissions = wire.decode_payload(payload, tuple[Emission, ...])
+                self._drawn.received(emissions)
+                for emission in emissions:
                     self._steps.append(emission)
             case _:
                 pass
