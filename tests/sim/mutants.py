@@ -12,6 +12,8 @@ from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
 from headrace.kv.segments import Segments
 from headrace.nodes.handing import Handing
+from headrace.nodes import switching
+from headrace.nodes.choices import Choice
 from headrace.nodes.instance import Instance
 from headrace.nodes.limits import Stream
 from headrace.nodes.pool import PoolCore
@@ -420,3 +422,37 @@ def a_client_that_left_leaves_work_running(patch: pytest.MonkeyPatch) -> None:
             cancel(self, choice, but)
 
     patch.setattr(Router, "_cancel", not_told)
+
+
+# New weights.
+
+
+def pushes(world: World) -> bool:
+    return "new weights" in world.kinds
+
+
+@mutant(lambda world: pushes(world) and len(world.places) > 1)
+def weights_change_while_kv_is_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for handovers and migrations, and none is given up."""
+    patch.setattr(switching, "_rests", lambda choice: True)
+
+
+@mutant(pushes)
+def what_was_cached_is_found_under_new_weights(patch: pytest.MonkeyPatch) -> None:
+    def as_before(self: Choice, version: int) -> None:
+        self.version = version
+
+    patch.setattr(Choice, "renew", as_before)
+
+
+@mutant(lambda world: pushes(world) and "cluster.rebalance" in world.policies)
+def what_is_kept_migrates(patch: pytest.MonkeyPatch) -> None:
+    """And its target does not look at the version."""
+    patch.setattr(switching.Switching, "bars", lambda self, choice: False)
+    patch.setattr(Instance, "_refusal", lambda self, message: None)
+
+
+@mutant(lambda world: pushes(world) and dies(world))
+def who_joins_later_has_the_old_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(switching.Switching, "joined", lambda self, instance, info: None)
+    patch.setattr(Instance, "_refusal", lambda self, message: None)

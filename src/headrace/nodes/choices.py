@@ -30,6 +30,8 @@ class Choice:
     timeline: Timeline
     hashes: list[BlockHash]
     """Chain over the full blocks of the prompt and of what was delivered."""
+    version: int = 0
+    """Of the weights: of these hashes, and of the latest attempt."""
     attempt: int = 0
     next: int = 0
     """Tokens delivered: the index of the next one."""
@@ -82,7 +84,14 @@ class Choice:
             priority=request.priority,
             source=source,
             fetch=fetch,
+            version=self.version,
         )
+
+    def renew(self, version: int) -> None:
+        """Its next attempt is under other weights: what it knows of blocks is void, and its instances name them anew."""
+        self.version = version
+        self.hashes.clear()
+        self.request = replace(self.request, hashes=())
 
     def note(self, message: Begun | Prefilled | Joined | Moved) -> None:
         """What the timeline says of it."""

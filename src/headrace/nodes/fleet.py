@@ -113,6 +113,10 @@ class Fleet:
             self._draining[row] = True
             self._renew()
 
+    def touch(self) -> None:
+        """Whoever was told to wait is to be asked for again."""
+        self.version += 1
+
     def turn(self, address: Address, leaning: str) -> bool:
         """From now on it leans there. False if it did, or is not known."""
         if self._leanings.get(address, leaning) == leaning:

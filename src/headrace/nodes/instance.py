@@ -12,6 +12,8 @@ Whatever happens (cancel, a lost peer, a failed write, a stage's deadline), a se
 in flight retire first) or FENCING (the source confirms that it writes no more, or has ended).
 """
 
+from msgspec.structs import replace
+
 from headrace.engine.memory import Memory
 from headrace.engine.policies import EnginePolicies
 from headrace.engine.scheduler import Scheduler
@@ -74,6 +76,7 @@ from headrace.types.messages import (
     Stay,
     Tail,
 )
+from headrace.types.weights import Switch, Switched, UseWeights, WeightsReady
 
 
 class Instance:
@@ -137,6 +140,8 @@ class Instance:
         self._lost: dict[str, int] = {}
         """Name -> its highest epoch that has ended."""
         self._draining = False
+        self.version = info.version
+        """Of the weights with which plans given from now on are computed."""
         self._wake_ns = 0
 
     # The core's three verbs
@@ -167,6 +172,8 @@ class Instance:
                 self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
             case PeerLost(peer, info):
                 self._peer_lost(peer, info, now_ns)
+            case WeightsReady(version):
+                self._send(self._router, Switched(version))
             case _:
                 raise TypeError(f"an instance has no use for {event!r}")
 
@@ -209,7 +216,8 @@ class Instance:
 
     def observe(self, now_ns: int) -> Report:
         held = sum(s.status is Status.HELD for s in self.sequences.values())
-        return self.scheduler.report(now_ns, held, self.sending.sessions, self._draining)
+        report = self.scheduler.report(now_ns, held, self.sending.sessions, self._draining)
+        return replace(report, version=self.version) if self.version else report
 
     def gauges(self) -> tuple[float, int, int, int]:
         """Share of its pool that is in use, as far as it knows, and sequences waiting, running and receiving."""
@@ -234,6 +242,9 @@ class Instance:
                 self._resume(key)
             case Drain():
                 self._draining = True
+            case Switch(version):
+                self.version = version
+                self._out.append(UseWeights(version))
             case Migrate(target):
                 if target in self._peers:
                     self.migrating.choose(target, now_ns)
@@ -316,6 +327,10 @@ class Instance:
     def _refusal(self, message: Start) -> Refused | Failed | None:
         if self._draining:
             return Refused(message.key, "draining")
+        if message.version != self.version:
+            return Refused(
+                message.key, f"the weights here have version {self.version}, not {message.version}"
+            )
         if len(self.scheduler.waiting) >= self._config.waiting_max:
             return Refused(message.key, "queue full")
         if message.source is not None and self._gone(message.source):

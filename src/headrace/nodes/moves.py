@@ -24,11 +24,15 @@ class Moves:
         self._fleet = fleet
         self._send = send
         self._count = count
+        self.bars: Callable[[Choice], bool] = lambda choice: False
+        """May it not migrate, for a reason of others?"""
 
     def begins(self, choice: Choice, source: Address, offer: Offer) -> bool:
         """May it go there? Then the caller starts it there. An instance sees an attempt once, and its first token is here."""
         target = offer.target
         rests = choice.stage is Stage.DECODE and choice.decode == source and choice.moving is None
+        if self.bars(choice):
+            rests = False
         if rests and choice.next > choice.history and target not in choice.seen and self._fleet.takes(target):
             choice.moving = target
             return True

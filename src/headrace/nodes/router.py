@@ -13,7 +13,6 @@ An attempt is a `SequenceKey`; what comes of any other attempt is ignored. When 
 """
 
 from collections.abc import Mapping
-from heapq import heappop, heappush
 
 from msgspec.structs import replace
 
@@ -21,10 +20,12 @@ from headrace.cluster.policies import PlacementPolicy, RebalancePolicy, RolesPol
 from headrace.cluster.prefixes import Prefixes
 from headrace.nodes.choices import Choice, Stage
 from headrace.nodes.control import Control
+from headrace.nodes.deadlines import Deadlines
 from headrace.nodes.fleet import Fleet
 from headrace.nodes.limits import RouterConfig
 from headrace.nodes.moves import Moves
 from headrace.nodes.queue import Queue
+from headrace.nodes.switching import Switching
 from headrace.types.costs import Costs
 from headrace.types.events import (
     Command,
@@ -63,8 +64,9 @@ from headrace.types.messages import (
     Tokens,
     Unfenced,
 )
-from headrace.types.request import NEVER_NS, Request, Timeline
+from headrace.types.request import Request, Timeline
 from headrace.types.views import Decline, Placement, PlacementRequest, Wait
+from headrace.types.weights import SwitchAsked, SwitchDropped, Switched
 
 
 class Router:
@@ -95,10 +97,12 @@ class Router:
         self._queue = Queue()
         self._unfinished = 0
         self._serial = 0
-        self._deadlines: list[tuple[int, RequestId]] = []
+        self._deadlines = Deadlines()
         self._draining = False
         self._wake_ns = 0
         self._out: list[Command] = []
+        self.switching = Switching(self.fleet, self.choices, self._again, self._send, self._emit)
+        self._moving.bars = self.switching.bars
 
     # The core's three verbs
 
@@ -115,16 +119,20 @@ class Router:
                 self._withdraw(request, index)
             case PeerUp(peer, info):
                 self.fleet.add(peer, info)
+                self.switching.joined(peer, info)
             case PeerLost(peer):
                 self._peer_lost(peer)
             case DrainAsked(peer):
                 self._drain(peer)
+            case SwitchAsked() | SwitchDropped():
+                self.switching.told(event, now_ns)
             case _:
                 raise TypeError(f"a router has no use for {event!r}")
 
     def settle(self, now_ns: int) -> list[Command]:
         self._expire(now_ns)
         self._control.settle(now_ns, busy=bool(self.choices))
+        self.switching.settle(now_ns)
         self._queue.serve(self.fleet.version, now_ns, self._ask)
         self._wake()
         out, self._out = self._out, []
@@ -156,14 +164,20 @@ class Router:
             return
         timeline = Timeline(arrival_ns=request.arrival_ns)
         group = [
-            Choice(request, i, Stage.BEHIND if i else Stage.QUEUED, timeline, list(request.hashes))
+            Choice(
+                request,
+                i,
+                Stage.BEHIND if i else Stage.QUEUED,
+                timeline,
+                list(request.hashes),
+                request.version,
+            )
             for i in range(request.choices)
         ]
         self.choices[request.id] = group
         self._unfinished += len(group)
         self._queue.put(group[0])
-        if request.deadline_ns < NEVER_NS:
-            heappush(self._deadlines, (request.deadline_ns, request.id))
+        self._deadlines.add(request)
 
     def _withdraw(self, request: RequestId, index: int | None) -> None:
         for choice in list(self.choices.get(request, ())):
@@ -201,8 +215,7 @@ class Router:
                 self._queue.put(choice)
 
     def _expire(self, now_ns: int) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, request = heappop(self._deadlines)
+        for request in self._deadlines.expired(now_ns):
             if request in self.choices:
                 self._reject(request, "the request's deadline has passed", overloaded=False)
 
@@ -214,6 +227,9 @@ class Router:
 
     def _place(self, choice: Choice, now_ns: int) -> bool:
         """Ask for a placement and start the attempt. True if it has to wait."""
+        if self.switching.holds:
+            return True
+        self.switching.renew(choice)
         placed = self._placement.place(self._question(choice), self.fleet.view(now_ns))
         if isinstance(placed, Wait):
             return True
@@ -291,6 +307,8 @@ class Router:
             case Returned(_, tokens, moved):
                 self._count("tokens_returned", tokens)
                 self._count("returned_bytes", moved)
+            case Switched(version):
+                self.switching.switched(source, version)
             case Unfenced(peer):
                 if peer in self.fleet:
                     self._out.append(Kill(peer))
@@ -446,6 +464,7 @@ class Router:
             self.fleet.lost_pool(peer)
             return
         self.fleet.remove(peer)
+        self.switching.lost(peer)
         for group in list(self.choices.values()):
             for choice in group:
                 choice.assigned.pop(peer, None)
@@ -474,11 +493,8 @@ class Router:
     # Saying it
 
     def _wake(self) -> None:
-        while self._deadlines and self._deadlines[0][1] not in self.choices:
-            heappop(self._deadlines)
-        due = [self._queue.due_ns(), self._control.due_ns()]
-        if self._deadlines:
-            due.append(self._deadlines[0][0])
+        due = [self._queue.due_ns(), self._control.due_ns(), self._deadlines.due_ns(self.choices)]
+        due.append(self.switching.due_ns())
         wake_ns = min((at_ns for at_ns in due if at_ns), default=0)
         if wake_ns and wake_ns != self._wake_ns:
             self._out.append(WakeAt(wake_ns))
@@ -490,3 +506,6 @@ class Router:
 
     def _send(self, target: Address, message: AnyMessage) -> None:
         self._out.append(Send(target, message))
+
+    def _emit(self, command: Command) -> None:
+        self._out.append(command)

@@ -9,9 +9,10 @@ from headrace.nodes.router import Router
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.shell import Shell
-from headrace.types.events import Command, Event, Execute, Write
-from headrace.types.hashing import block_hashes
+from headrace.types.events import Command, Event, Execute, Send, Write
+from headrace.types.hashing import block_hashes, root_of_version
 from headrace.types.ids import BlockHash
+from headrace.types.messages import Joined, Tail
 from headrace.types.plan import StepPlan
 
 
@@ -42,6 +43,8 @@ class Checker:
             for command in commands:
                 if isinstance(command, Execute):
                     check_work(self._shell, node, command.plan)
+                elif isinstance(command, Send) and isinstance(command.message, Tail | Joined):
+                    check_versions(node, command.message)
 
     def _copied(self, target: ContentWorker, write: Write) -> None:
         pool, _ = self._shell.pools[target.info.pool]
@@ -75,6 +78,16 @@ def check_work(shell: Shell, worker: ContentWorker, plan: StepPlan) -> None:
         client = shell.clients.all[work.key.request]
         if client.rejected is not None or client.streams[work.key.choice].ended:
             raise Violation(f"{worker.address} computes {work.key}, which nobody waits for")
+
+
+def check_versions(worker: ContentWorker, message: Tail | Joined) -> None:
+    """What changes hands was begun under the weights that either has."""
+    instance, began = worker.state, worker.executor.opened[message.key].version
+    assert isinstance(instance, Instance)
+    if instance.version != began:
+        raise Violation(
+            f"{worker.address} has version {instance.version} of the weights: {message.key} began under {began}, and changes hands"
+        )
 
 
 def check_lease(worker: ContentWorker, pool: BlockPool) -> None:
@@ -131,20 +144,28 @@ def check_idle(shell: Shell) -> None:
 def check_content(shell: Shell) -> None:
     """Whatever the index still offers under a hash is what that hash names."""
     spec = shell.clients.spec
+    assert isinstance(shell.router.state, Router)
     named: dict[BlockHash, list[bytes]] = {}
+    newest = shell.router.state.switching.version
     for client in shell.clients.all.values():
-        for stream in client.streams:
-            ids = client.payload.token_ids + stream.expected
+        for version, text in [pair for stream in client.streams for pair in stream.texts.items()]:
+            if shell.clients.kept and version < newest:
+                # Under an old root may stand what newer weights made, too: those who read it have looked at each tag.
+                continue
+            ids = client.payload.token_ids + text
+            root = root_of_version(client.payload.root, version)
             tags = [array("Q") for _ in spec.groups]
             for group, g in enumerate(spec.groups):
-                extend(tags[group], 0, ids, g.window, salts(client.payload.root, len(spec.groups))[group])
-            for at, name in enumerate(block_hashes(client.payload.root, ids, spec.block_size)):
+                extend(tags[group], 0, ids, g.window, salts(root, len(spec.groups))[group], version)
+            for at, name in enumerate(block_hashes(root, ids, spec.block_size)):
                 span = slice(at * spec.block_size, (at + 1) * spec.block_size)
                 named[name] = [t[span].tobytes() for t in tags]
     for pool, memory in shell.pools.values():
         assert isinstance(pool.state, PoolCore)
         for group, tree in enumerate(pool.state.blocks.trees):
             for entry in tree:
+                if shell.clients.kept and entry.hash not in named:
+                    continue
                 if (
                     memory.read(group, [entry.block], 0, spec.block_size).tobytes()
                     != named[entry.hash][group]
@@ -159,6 +180,10 @@ def _check_idle_worker(shell: Shell, worker: ContentWorker) -> None:
     assert isinstance(instance, Instance)
     if not instance.idle or worker.given:
         raise Violation(f"{worker.address} still holds {list(instance.sequences)}")
+    router = shell.router.state
+    assert isinstance(router, Router)
+    if worker.executor.version != router.switching.version:
+        raise Violation(f"{worker.address} was left with version {worker.executor.version} of the weights")
     if worker.executor.opened:
         raise Violation(
             f"{worker.address}: the executor was never told to close {list(worker.executor.opened)}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from headrace.sim.memory import expected_tokens
 from headrace.types.events import Deliver, Reject
+from headrace.types.hashing import root_of_version
 from headrace.types.ids import Address, RequestId, SequenceKey
 from headrace.types.kv import KVSpec
 from headrace.types.messages import Start
@@ -23,6 +24,12 @@ class Stream:
     """The latest that was started."""
     expected: list[int] = field(default_factory=list[int])
     expected_finish: FinishReason | None = None
+    version: int = 0
+    """Of the weights under which the latest attempt began."""
+    mixed: bool = False
+    """Later weights had part in what it says: no lone sequence says the same (`sim.executors` looks at each tag instead)."""
+    texts: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    """What a lone sequence says under each version that it began anew with."""
 
     @property
     def ended(self) -> bool:
@@ -50,13 +57,17 @@ class Clients:
         self.unfinished = 0
         self.doomed: dict[RequestId, int] = {}
         """Requests that may fail without anybody's fault: because they are too long, or broken beyond so many tokens."""
-        self._drawn: dict[SequenceKey, dict[int, int]] = {}
+        self.kept = 0
+        """Choices that went on with their KV under other weights."""
+        self._drawn: dict[SequenceKey, dict[int, tuple[int, tuple[int, int]]]] = {}
+        """Token and `Emission.weights`, by index."""
 
     def submit(self, request: Request, payload: SequencePayload) -> None:
         streams: list[Stream] = []
         for choice in range(request.choices):
             said, finish = expected_tokens(payload, request.tokens_max, self.spec, choice)
-            streams.append(Stream(expected=said, expected_finish=finish or FinishReason.LENGTH))
+            stream = Stream(expected=said, expected_finish=finish or FinishReason.LENGTH, texts={0: said})
+            streams.append(stream)
         self.all[request.id] = Client(request, payload, streams)
         self.unfinished += 1
 
@@ -69,7 +80,19 @@ class Clients:
         assert start.total == len(ids)
         assert start.emits_max == client.request.tokens_max - start.history > 0
         stream.attempt = start.key.attempt
-        return SequencePayload(client.payload.root, ids, client.payload.prompt, client.payload.sampling)
+        payload = client.payload
+        root = root_of_version(payload.root, start.version)
+        begun = SequencePayload(root, ids, payload.prompt, payload.sampling, start.version)
+        if start.version != stream.version:
+            assert start.version > stream.version
+            said = stream.token_ids[: start.history]
+            text, finish = expected_tokens(
+                begun, client.request.tokens_max, self.spec, start.key.choice, said
+            )
+            stream.version, stream.mixed = start.version, False
+            stream.expected = stream.texts[start.version] = text
+            stream.expected_finish = finish or FinishReason.LENGTH
+        return begun
 
     def drawn(self, emissions: tuple[Emission, ...]) -> None:
         """Ids that came with a `Tokens` message to the router."""
@@ -77,7 +100,7 @@ class Clients:
             known = self._drawn.setdefault(emission.key, {})
             for index, token in enumerate(emission.token_ids, emission.first):
                 assert index not in known, f"{emission.key}: token {index} was told twice"
-                known[index] = token
+                known[index] = token, emission.weights
 
     def deliver(self, command: Deliver, now_ns: int) -> None:
         key = command.key
@@ -90,8 +113,14 @@ class Clients:
         assert command.first == len(stream.token_ids), (
             f"{key}: token {command.first} after {len(stream.token_ids)}"
         )
-        ids = [self._drawn[key][i] for i in range(command.first, command.first + command.count)]
+        drawn = [self._drawn[key][i] for i in range(command.first, command.first + command.count)]
+        ids = [token for token, _ in drawn]
         stream.token_ids += ids
+        assert all(oldest == stream.version for _, (oldest, _) in drawn), f"{key} began under other weights"
+        stream.mixed |= any(newest != stream.version for _, (_, newest) in drawn)
+        if stream.mixed:
+            stream.expected = list(stream.token_ids)
+            stream.expected_finish = command.finish
         wanted = stream.expected[command.first : command.first + command.count]
         assert ids == wanted, f"{key}: wrong text at token {command.first}: {ids} instead of {wanted}"
         if command.finish is not None:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from headrace.sim.memory import MASK, Memory, draw, extend, finish_of, salts, seen_from
+from headrace.sim.memory import MASK, Memory, audit, draw, extend, finish_of, salts, seen_from
 from headrace.types.hashing import block_hash
 from headrace.types.ids import BlockHash, RequestId, SequenceKey, StepId
 from headrace.types.kv import TableRun
@@ -31,11 +31,15 @@ class Opened:
     prompt: int
     sampling: SamplingParams
     salts: list[int]
+    version: int = 0
+    """Of the weights under whose root it began."""
     tables: list[list[int]] | None = None
     """None while no plan names it."""
     hashed: int = 0
     hashes: list[BlockHash] = field(default_factory=list[BlockHash])
     finished: bool = False
+    weights: dict[int, int] = field(default_factory=dict[int, int])
+    """The newest version that had part in a token, by its index among the new ones."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class ContentExecutor:
         """Requests that cannot be computed beyond so many tokens."""
         self.last = StepId(0)
         self.opened: dict[SequenceKey, Opened] = {}
+        self.version = 0
+        """Of the weights."""
         self.computed = 0
         """Tokens computed."""
         self._running = False
@@ -70,6 +76,7 @@ class ContentExecutor:
             payload.prompt,
             payload.sampling,
             salts(payload.root, groups),
+            payload.version,
         )
 
     def append(self, emission: Emission) -> None:
@@ -83,7 +90,9 @@ class ContentExecutor:
         sequence = self.opened[key]
         start = sequence.prompt + first
         assert start + count <= len(sequence.token_ids), f"{key}: no token {first + count - 1} was drawn"
-        return Emission(key, first, tuple(sequence.token_ids[start : start + count]))
+        versions = [sequence.weights.get(index, sequence.version) for index in range(first, first + count)]
+        weights = sequence.version, max(versions, default=sequence.version)
+        return Emission(key, first, tuple(sequence.token_ids[start : start + count]), weights=weights)
 
     def execute(
         self, plan: StepPlan, layers_done: Callable[[int], None] | None = None
@@ -123,7 +132,7 @@ class ContentExecutor:
         """Write memory."""
         self._running = False
         for group, table, first, tags in step.stored:
-            self.memory.write(group, table, first, tags)
+            self.memory.write(group, table, first, tags, version=self.version)
         result = StepResult(step.plan.step, tuple(step.outputs), started_ns, ended_ns)
         return result, tuple(step.emissions)
 
@@ -131,12 +140,12 @@ class ContentExecutor:
         """Write memory of the model's first so many layers."""
         for group, table, first, tags in step.stored:
             until = bisect_left(self.memory.spec.groups[group].layers, layers)
-            self.memory.write(group, table, first, tags, until)
+            self.memory.write(group, table, first, tags, until, self.version)
 
     def abort(self, step: Step, share: float) -> None:
         """The process dies within the step: a share of its writes has reached memory."""
         for group, table, first, tags in step.stored[: int(len(step.stored) * share)]:
-            self.memory.write(group, table, first, tags)
+            self.memory.write(group, table, first, tags, version=self.version)
 
     def _start(self, start: SequenceStart) -> None:
         sequence = self.opened[start.key]
@@ -167,10 +176,20 @@ class ContentExecutor:
         assert work.emits == (end == known), f"{work.key}: emits={work.emits} at {end} of {known}"
         self.computed += work.count
         seen: list[array[int]] = []
+        newest = self.version
         for group, g in enumerate(self.memory.spec.groups):
             low = seen_from(g.window, work.first)
             tags = self.memory.read(group, tables[group], low, work.first - low)
-            extend(tags, work.first, sequence.token_ids[work.first : end], g.window, sequence.salts[group])
+            versions = self.memory.read_versions(group, tables[group], low, work.first - low)
+            newest = max(newest, self._check(work, group, tags, versions))
+            extend(
+                tags,
+                work.first,
+                sequence.token_ids[work.first : end],
+                g.window,
+                sequence.salts[group],
+                self.version,
+            )
             step.stored.append((group, list(tables[group]), work.first, tags[len(tags) - work.count :]))
             seen.append(tags[seen_from(g.window, end - 1) - low :])
         hashes = self._hashes(sequence, end)
@@ -181,8 +200,22 @@ class ContentExecutor:
             finish = finish_of(token, sequence.sampling, index)
             sequence.token_ids.append(token)
             sequence.finished = finish is not None
-            step.emissions.append(Emission(work.key, index, (token,)))
+            step.emissions.append(Emission(work.key, index, (token,), weights=(sequence.version, newest)))
+            sequence.weights[index] = newest
         step.outputs.append(Output(work.key, int(work.emits), hashes, finish))
+
+    def _check(self, work: Work, group: int, tags: "array[int]", versions: bytearray) -> int:
+        """KV that is read must be of the version under which the sequence began, or of a later one; the latest that is."""
+        sequence, window = self.opened[work.key], self.memory.spec.groups[group].window
+        oldest, newest = min(versions, default=sequence.version), max(versions, default=sequence.version)
+        assert oldest >= sequence.version, (
+            f"{work.key} of version {sequence.version} reads KV of version {oldest}"
+        )
+        if newest != sequence.version or self.version != sequence.version:
+            # No lone sequence says what it must read: so each tag is looked at for itself.
+            low = work.first - len(tags)
+            audit(tags, versions, low, sequence.token_ids, window, sequence.salts[group])
+        return newest
 
     def _hashes(self, sequence: Opened, end: int) -> tuple[BlockHash, ...]:
         """Of the blocks full at `end` that the core cannot name yet."""

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from headrace.nodes.router import Router
 from headrace.sim.network import Partition
 from headrace.sim.nodes import Node, Worker
 from headrace.sim.shell import Shell
 from headrace.types.events import DrainAsked
 from headrace.types.ids import RequestId
 from headrace.types.messages import AnyMessage
+from headrace.types.weights import Committed, Completed, Running, SwitchAsked, SwitchDropped
 
 
 class Victim(Enum):
@@ -65,6 +67,17 @@ class Slowdown:
 
 
 @dataclass(frozen=True, slots=True)
+class NewWeights:
+    """The service gets another version of its weights."""
+
+    at_ns: int
+    running: Running
+    hold_ns: int
+    dropped_ns: int = 0
+    """So long after, whoever pushes gives up; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
 class FaultPlan:
     kills: tuple[tuple[int, str], ...] = ()
     """(When, name)."""
@@ -78,6 +91,7 @@ class FaultPlan:
     slowdowns: tuple[Slowdown, ...] = ()
     doomed: dict[RequestId, int] = field(default_factory=dict[RequestId, int])
     """Requests that fail at so many new tokens, wherever they run."""
+    switches: tuple[NewWeights, ...] = ()
     heal_ns: int = 0
 
 
@@ -110,6 +124,10 @@ class Faults:
         for slow in plan.slowdowns:
             self._at(slow.start_ns, "slowdowns", str(slow), self._slow, slow.name, slow.factor)
             self._at(slow.end_ns, "", f"{slow.name} is as fast again", self._slow, slow.name, 1 / slow.factor)
+        self._versions = 0
+        for push in plan.switches:
+            self._at(push.at_ns, "pushes of weights", str(push), self._push, push)
+        shell.switched = self._switched
         self._at(plan.heal_ns, "", "the network is good from now on", network.heal)
 
     def _at(
@@ -137,6 +155,27 @@ class Faults:
         for worker in shell.workers.values():
             if worker.address.name == name and worker.alive:
                 shell.router.receive(DrainAsked(worker.address), shell.loop.now_ns)
+
+    def _push(self, push: NewWeights) -> None:
+        shell, router = self._shell, self._shell.router.state
+        assert isinstance(router, Router)
+        if router.switching.holds:
+            return
+        self._versions += 1
+        asked = SwitchAsked(self._versions, push.running, push.hold_ns)
+        shell.router.receive(asked, shell.loop.now_ns)
+        if push.dropped_ns:
+            dropped = SwitchDropped(self._versions)
+            self._at(shell.loop.now_ns + push.dropped_ns, "", str(dropped), self._tell_router, dropped)
+
+    def _tell_router(self, event: SwitchDropped) -> None:
+        self._shell.router.receive(event, self._shell.loop.now_ns)
+
+    def _switched(self, command: Committed | Completed) -> None:
+        if isinstance(command, Committed):
+            self._shell.clients.kept += command.kept
+            self._shell.counts["kept over a push"] += command.kept
+            self._shell.counts["recomputed by a push"] += command.recomputed
 
     def _slow(self, name: str, factor: float) -> None:
         self._shell.slow[name] *= factor

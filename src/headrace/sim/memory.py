@@ -6,6 +6,7 @@ it. A block that is wrong, stale, or freed while somebody still needs it therefo
 """
 
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 from struct import pack
 
@@ -19,6 +20,8 @@ TAG = 8
 EOS = 0
 VOCABULARY = 50_000
 MASK = 2**64 - 1
+WEIGHTS = 0xA0761D6478BD642F
+"""What another version of the weights changes in a tag's making."""
 
 
 class Memory:
@@ -28,6 +31,8 @@ class Memory:
         self.spec = spec
         self.stride = spec.block_size * TAG
         self.groups = [bytearray(b"\xdd" * (count * self.stride)) for count in blocks]
+        self.versions = [bytearray(count * spec.block_size) for count in blocks]
+        """Of the weights that computed each tag."""
 
     @property
     def layers(self) -> int:
@@ -47,6 +52,9 @@ class Memory:
         stride = self.stride
         data = source.groups[group][source_first * stride : (source_first + count) * stride]
         self._put(group, target_first * stride, data, layers)
+        size = self.spec.block_size
+        versions = source.versions[group][source_first * size : (source_first + count) * size]
+        self.versions[group][target_first * size : (target_first + count) * size] = versions
 
     def read(self, group: int, table: list[int], first: int, count: int) -> "array[int]":
         """Tags of positions `first .. first+count-1` of a sequence with this block table."""
@@ -64,10 +72,24 @@ class Memory:
         tags.frombytes(raw[skip : skip + count * TAG])
         return tags
 
+    def read_versions(self, group: int, table: list[int], first: int, count: int) -> bytearray:
+        """Of the weights that computed the tags of these positions."""
+        versions, size = self.versions[group], self.spec.block_size
+        raw = bytearray()
+        for block in table[first // size : -(-(first + count) // size)]:
+            raw += versions[block * size : (block + 1) * size]
+        return raw[first % size : first % size + count]
+
     def write(
-        self, group: int, table: list[int], first: int, tags: "array[int]", layers: int | None = None
+        self,
+        group: int,
+        table: list[int],
+        first: int,
+        tags: "array[int]",
+        layers: int | None = None,
+        version: int = 0,
     ) -> None:
-        """Of the group's first `layers` layers, or of all."""
+        """Of the group's first `layers` layers, or of all; computed by weights of this version."""
         stride, size = self.stride, self.spec.block_size
         raw = tags.tobytes()
         done = 0
@@ -78,6 +100,8 @@ class Memory:
             offset = table[at] * stride + inside * TAG
             data = raw[done * TAG : (done + count) * TAG]
             self._put(group, offset, data, None if layers is None else (0, layers))
+            slot = table[at] * size + inside
+            self.versions[group][slot : slot + count] = bytes([version]) * count
             done += count
 
     def _put(self, group: int, offset: int, data: bytes | bytearray, layers: tuple[int, int] | None) -> None:
@@ -100,13 +124,16 @@ def seen_from(window: int, position: int) -> int:
     return max(0, position - window + 1) if window else 0
 
 
-def extend(tags: "array[int]", first: int, token_ids: list[int], window: int, salt: int) -> None:
-    """Compute the tags of `token_ids`, which stand at positions `first ..`, behind those that the first of them attends to.
+def extend(
+    tags: "array[int]", first: int, token_ids: list[int], window: int, salt: int, version: int = 0
+) -> None:
+    """Compute the tags of `token_ids`, which stand at positions `first ..`, behind those that the first of them attends to, by weights
+    of this version.
 
     A tag mixes its token with the sum of the tags it attends to: in the order of no chunk, as attention is.
     """
     low = first - len(tags)
-    total = sum(tags) + salt
+    total = sum(tags) + salt + version * WEIGHTS
     for position, token in enumerate(token_ids, first):
         mixed = ((total & MASK) ^ (token + position * 0xD1342543DE82EF95)) * 0xDA942042E4DD58B5 & MASK
         tag = mixed ^ (mixed >> 29)
@@ -137,26 +164,46 @@ def finish_of(token: int, sampling: SamplingParams, index: int) -> FinishReason 
     return FinishReason.STOP if stops else None
 
 
+def audit(
+    tags: "array[int]", versions: bytearray, first: int, token_ids: list[int], window: int, salt: int
+) -> None:
+    """Tags that stand at positions `first ..`: is each what weights of its version make of its token and of the tags before it?
+
+    Those whose window begins before `first` are taken as they are. Raises AssertionError.
+    """
+    for at in range(len(tags)):
+        low = seen_from(window, first + at) - first
+        if low >= 0:
+            again = tags[low:at]
+            extend(again, first + at, [token_ids[first + at]], window, salt, versions[at])
+            assert again[-1] == tags[at], f"position {first + at} holds what no weights made of its prefix"
+
+
 def expected_tokens(
-    payload: SequencePayload, count: int, spec: KVSpec, choice: int = 0
+    payload: SequencePayload,
+    count: int,
+    spec: KVSpec,
+    choice: int = 0,
+    said: Sequence[int] = (),
 ) -> tuple[list[int], FinishReason | None]:
-    """What a lone sequence says, at most `count` new tokens: no blocks, no plans, no system."""
+    """What a lone sequence says, at most `count` new tokens, of which those in `said` are given: no blocks, no plans, no system."""
     salt = salts(payload.root, len(spec.groups))
     tags = [array("Q") for _ in spec.groups]
-    token_ids = payload.token_ids[: payload.prompt]
-    at, said = 0, list[int]()
-    while len(said) < count:
+    new = list(said)
+    token_ids = payload.token_ids[: payload.prompt] + new
+    at = 0
+    while len(new) < count:
         for group, g in enumerate(spec.groups):
             low = seen_from(g.window, at)
             tail = tags[group][low:]
-            extend(tail, at, token_ids[at:], g.window, salt[group])
+            extend(tail, at, token_ids[at:], g.window, salt[group], payload.version)
             tags[group] = tags[group][:low] + tail
         at = len(token_ids)
         seen = [tags[i][seen_from(g.window, at - 1) :] for i, g in enumerate(spec.groups)]
-        token = draw(seen, payload.sampling, choice, len(said))
-        finish = finish_of(token, payload.sampling, len(said))
-        said.append(token)
+        token = draw(seen, payload.sampling, choice, len(new))
+        finish = finish_of(token, payload.sampling, len(new))
+        new.append(token)
         token_ids.append(token)
         if finish is not None:
-            return said, finish
-    return said, None
+            return new, finish
+    return new, None

@@ -14,6 +14,7 @@ from headrace.types.ids import Address, RequestId, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail, Tokens
 from headrace.types.payload import Emission
 from headrace.types.plan import StepPlan
+from headrace.types.weights import UseWeights, WeightsReady
 
 Watch = Callable[["Node", int, Event | None, list[Command] | None], None]
 """Told of every event, and of every settle's commands."""
@@ -98,6 +99,10 @@ class Worker(Node):
     def once(self, step: StepId) -> None:
         """That plan, which may repeat, is to end with the run it is in."""
 
+    def use_weights(self, version: int, now_ns: int) -> None:
+        """Plans given from now on are computed with these."""
+        raise TypeError("a kind of worker says how it changes its weights")
+
     def close(self, key: SequenceKey) -> None:
         """Forget the sequence once the plans given so far have run."""
         raise TypeError("a kind of worker says what it keeps")
@@ -125,31 +130,39 @@ class ContentWorker(Worker):
         duration_ns: Callable[[int, StepPlan], int],
         depth: int,
         broken: dict[RequestId, int],
+        switch_ns: int = 1,
     ) -> None:
+        """`switch_ns`: how long a change of weights takes."""
         super().__init__(index, address, core, loop, info)
         self.memory = memory
         self.executor = ContentExecutor(memory, broken)
         self._duration_ns = duration_ns
         self._depth = depth
-        self._queue: deque[StepPlan] = deque()
+        self._switch_ns = switch_ns
+        self._queue: deque[StepPlan | UseWeights] = deque()
+        self._switching = False
         self._step: Step | None = None
         self._closing: deque[tuple[StepId, SequenceKey]] = deque()
 
     @property
     def given(self) -> int:
         """Plans given and not answered."""
-        return len(self._queue) + (self._step is not None)
+        return sum(isinstance(given, StepPlan) for given in self._queue) + (self._step is not None)
 
     def execute(self, plan: StepPlan, now_ns: int) -> None:
         self._queue.append(plan)
         assert self.given <= self._depth, f"{self.address}: {self.given} plans in flight"
-        if self._step is None:
-            self._begin(now_ns)
+        self._go_on(now_ns)
+
+    def use_weights(self, version: int, now_ns: int) -> None:
+        self._queue.append(UseWeights(version))
+        self._go_on(now_ns)
 
     def close(self, key: SequenceKey) -> None:
         """Once the plans given so far have run."""
-        if self._queue:
-            self._closing.append((self._queue[-1].step, key))
+        plans = [given for given in self._queue if isinstance(given, StepPlan)]
+        if plans:
+            self._closing.append((plans[-1].step, key))
         elif self._step is not None:
             self._closing.append((self._step.plan.step, key))
         else:
@@ -177,8 +190,24 @@ class ContentWorker(Worker):
         if self._step is not None:
             self.executor.abort(self._step, share=(now_ns % 5) / 4)
 
-    def _begin(self, now_ns: int) -> None:
-        plan = self._queue.popleft()
+    def _go_on(self, now_ns: int) -> None:
+        """Begin what is next, if nothing runs."""
+        if self._step is None and not self._switching and self._queue:
+            given = self._queue.popleft()
+            if isinstance(given, StepPlan):
+                self._begin(given, now_ns)
+            else:
+                self._switching = True
+                self.loop.at(now_ns + self._switch_ns, self._switched, given.version)
+
+    def _switched(self, version: int) -> None:
+        if self.alive:
+            self._switching = False
+            self.executor.version = version
+            self.receive(WeightsReady(version), self.loop.now_ns)
+            self._go_on(self.loop.now_ns)
+
+    def _begin(self, plan: StepPlan, now_ns: int) -> None:
         self._step = self.executor.begin(plan)
         duration_ns, layers = self._duration_ns(self.index, plan), self.memory.layers
         if plan.layered:
@@ -201,6 +230,5 @@ class ContentWorker(Worker):
         self._step = None
         while self._closing and self._closing[0][0] <= result.step:
             self.executor.close(self._closing.popleft()[1])
-        if self._queue:
-            self._begin(now_ns)
+        self._go_on(now_ns)
         self.receive(StepDone(result), now_ns)

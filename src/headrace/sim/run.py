@@ -176,6 +176,7 @@ def _shell(world: World) -> Shell:
             duration_ns=duration_ns,
             depth=world.instance.depth,
             broken=clients.doomed,
+            switch_ns=world.shell.switch_ns,
         )
 
     shell = Shell(loop, rng, world.shell, clients, network, make_worker)

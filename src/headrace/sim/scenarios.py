@@ -13,7 +13,7 @@ from headrace import registry
 from headrace.engine.memory import Memory
 from headrace.nodes.limits import Caching, InstanceConfig, Stream
 from headrace.nodes.router import RouterConfig
-from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim
+from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, Victim
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ROUTER, ShellConfig, pool_address
@@ -22,6 +22,7 @@ from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from headrace.types.payload import SamplingParams, SequencePayload
 from headrace.types.request import NEVER_NS, Request
+from headrace.types.weights import Running
 
 SCATTER = "scatter"
 """Placement at random (`sim.scatter`): not a policy that anybody would want, but one that leaves no path out."""
@@ -47,6 +48,7 @@ KINDS = (
     "deadline",
     "drain",
     "broken request",
+    "new weights",
 )
 """What may go wrong in a world. Deadlines, drains and requests that cannot be served are no faults, but they end things as those do."""
 DRAMATIC = (
@@ -71,7 +73,9 @@ DRAMATIC = (
 )
 """Messages in whose midst something may be struck, beside `Dispatch`."""
 MOVING = ("Migrate", "Offer", "Dispatch", "More", "Tail", "Moved", "Stayed", "Fetch", "Found", "Keep")
-"""The same, in worlds in which sequences move."""
+"""The same, in worlds in which sequences move,"""
+SWITCHING = ("Switch", "Switched", "Dispatch", "Tail", "Joined", "Matched", "Tokens")
+"""and in worlds in which the weights change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class World:
             any(ask.request.deadline_ns < NEVER_NS for ask in self.asks),
             faults.drains,
             faults.doomed,
+            faults.switches,
         )
         return tuple(kind for kind, is_on in zip(KINDS, on, strict=True) if is_on)
 
@@ -157,6 +162,7 @@ def draw_world(seed: int) -> World:
         notice_ns=draws.pick((1, 30, 300)) * MICRO,
         restart_ns=draws.pick((10, 300)) * MICRO,
         slow=tuple(draws.pick((1.0, 8.0)) for _ in range(instances)) if draws.chance(SHARE) else (),
+        switch_ns=Draws(rng, "switch time").pick((1, 30, 400)) * MICRO,
     )
     return World(
         seed=seed,
@@ -283,7 +289,11 @@ def _draw_faults(
     ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
     if moves:
         ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
+    switches = _draw_switches(Draws(rng, "switches"), heal_ns)
+    if switches:
+        ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
     return FaultPlan(
+        switches=switches,
         kills=_draw_kills(Draws(rng, "kills"), names, heal_ns),
         drains=((draws.between(1, heal_ns), "i0"),) if len(names) > 1 and draws.chance(SHARE) else (),
         leaves=_draw_leaves(Draws(rng, "leaves"), asks),
@@ -367,6 +377,17 @@ def _draw_partitions(
             left, right = right, left
         partitions.append(Partition(start_ns, end_ns, left, right, draws.chance(0.6)))
     return tuple(partitions)
+
+
+def _draw_switches(draws: Draws, heal_ns: int) -> tuple[NewWeights, ...]:
+    if not draws.chance(SHARE):
+        return ()
+    pushes: list[NewWeights] = []
+    for _ in range(draws.between(1, 3)):
+        at_ns, hold_ns = _early(draws, heal_ns), draws.pick((1, 50, 500, 3000)) * MICRO
+        dropped_ns = draws.between(1, 2 * hold_ns) if draws.chance(0.2) else 0
+        pushes.append(NewWeights(at_ns, draws.pick(tuple(Running)), hold_ns, dropped_ns))
+    return tuple(pushes)
 
 
 def _early(draws: Draws, heal_ns: int) -> int:

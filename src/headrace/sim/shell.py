@@ -33,6 +33,7 @@ from headrace.types.events import (
 from headrace.types.ids import Address, PoolId, RequestId
 from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
 from headrace.types.request import Request
+from headrace.types.weights import Committed, Completed, UseWeights
 
 ROUTER = Address("router")
 
@@ -57,6 +58,8 @@ class ShellConfig:
     """From a death's discovery to the next incarnation, at least."""
     slow: tuple[float, ...] = ()
     """Factor on step times, by instance; empty: 1 for all."""
+    switch_ns: int = 1
+    """A change of weights takes this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,8 @@ class Shell(Generic[U, C, W]):
         self.when_heard: Callable[[Node, int], int] = lambda to, at_ns: at_ns
         """When a node hears the news that would come to it at some time."""
         self.counts: Counter[str] = Counter()
+        self.switched: Callable[[Committed | Completed], None] = lambda command: None
+        """Told what the router says of a change of weights."""
 
     # The fleet
 
@@ -296,13 +301,16 @@ class Shell(Generic[U, C, W]):
                         self.kill,
                         peer,
                     )
-                case Execute() | Once() | Close() | Write():
+                case Committed() | Completed():
+                    self.counts[type(command).__name__] += 1
+                    self.switched(command)
+                case Execute() | Once() | Close() | Write() | UseWeights():
                     assert isinstance(node, Worker)
                     self._carry_work(node, command)
                 case _:
                     assert_never(command)
 
-    def _carry_work(self, worker: Worker, command: Execute | Once | Close | Write) -> None:
+    def _carry_work(self, worker: Worker, command: Execute | Once | Close | Write | UseWeights) -> None:
         match command:
             case Execute(plan):
                 worker.execute(plan, self.loop.now_ns)
@@ -310,6 +318,8 @@ class Shell(Generic[U, C, W]):
                 worker.once(step)
             case Close(key):
                 worker.close(key)
+            case UseWeights(version):
+                worker.use_weights(version, self.loop.now_ns)
             case Write():
                 assert command.target not in worker.lost_peers, (
                     f"{worker.address} writes to a dead {command.target}"

@@ -6,6 +6,14 @@ from headrace.types.ids import Address, RequestId, SequenceKey, Slot, StepId, Wr
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.request import FinishReason, Request, Timeline
+from headrace.types.weights import (
+    Committed,
+    Completed,
+    SwitchAsked,
+    SwitchDropped,
+    UseWeights,
+    WeightsReady,
+)
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
@@ -87,6 +95,9 @@ Event = (
     | Submitted
     | Withdrawn
     | DrainAsked
+    | SwitchAsked
+    | SwitchDropped
+    | WeightsReady
 )
 
 
@@ -169,4 +180,17 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
     peer: Address
 
 
-Command = Send | Execute | Once | Close | Write | WakeAt | Deliver | Reject | Kill
+Command = (
+    Send
+    | Execute
+    | Once
+    | Close
+    | Write
+    | WakeAt
+    | Deliver
+    | Reject
+    | Kill
+    | UseWeights
+    | Committed
+    | Completed
+)

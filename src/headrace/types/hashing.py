@@ -22,6 +22,11 @@ def chain_root(*parts: str) -> BlockHash:
     return BlockHash(digest.digest())
 
 
+def root_of_version(root: BlockHash, version: int) -> BlockHash:
+    """The root of the same chain under other weights: `version` 0 is what the service was started with."""
+    return root if version == 0 else chain_root(root.hex(), "weights", str(version))
+
+
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """Hash of one full block: its parent's hash and its token ids (each 0..2**32-1)."""
     return BlockHash(

@@ -7,6 +7,7 @@ import msgspec
 from headrace.types.ids import Address, BlockHash, PoolId, SequenceKey, Slot
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.request import FinishReason
+from headrace.types.weights import Switch, Switched
 
 
 class Role(Enum):
@@ -46,6 +47,8 @@ class Start(Message, frozen=True):
     """For DECODE: who prefills."""
     fetch: Address | None = None
     """Who sends what more of the prefix it has cached, before the rest is computed."""
+    version: int = 0
+    """Of the weights: the hashes are under its root, and the instance must have it."""
 
 
 class Resume(Message, frozen=True):
@@ -210,6 +213,8 @@ class Report(Message, frozen=True):
     """Running sequences of a priority below 0."""
     preemptions: int = 0
     """Since its start."""
+    version: int = 0
+    """Of the weights with which it computes."""
 
 
 # Decode instance to prefill instance, and back
@@ -450,6 +455,8 @@ AnyMessage = (
     | Matched
     | Adopted
     | Indexed
+    | Switch
+    | Switched
 )
 
 
@@ -468,3 +475,5 @@ class InstanceInfo(msgspec.Struct, frozen=True):
     """Tokens of a block."""
     block_bytes: int = 0
     """KV of one block, over all groups; 0: not known."""
+    version: int = 0
+    """Of the weights that it has when it joins."""

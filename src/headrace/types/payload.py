@@ -40,6 +40,8 @@ class SequencePayload(msgspec.Struct, frozen=True):
     prompt: int
     """How many of them are the prompt."""
     sampling: SamplingParams
+    version: int = 0
+    """Of the weights that the root is of."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -60,6 +62,8 @@ class Emission(msgspec.Struct, frozen=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     """As many as ids when asked for, else empty."""
+    weights: tuple[int, int] = (0, 0)
+    """Versions: of the oldest weights whose KV it may have used, and of those that drew it."""
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -67,6 +71,8 @@ class Submission(msgspec.Struct, frozen=True):
 
     request: Request
     payload: SequencePayload
+    salt: str = ""
+    """The cache salt, for roots under other weights."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -79,3 +85,5 @@ class Chunk(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     timeline: Timeline | None = None
     """With the first tokens, as far as it has come, and with `finish`: how this choice spent its time."""
+    weights: tuple[int, int] = (0, 0)
+    """As `Emission.weights`."""

@@ -43,6 +43,8 @@ class Request(msgspec.Struct, frozen=True):
     tenant: str = ""
     category: str = ""
     slo: Slo = Slo()
+    version: int = 0
+    """Of the weights under whose root the hashes are."""
 
 
 class Timeline(msgspec.Struct, frozen=True):
