@@ -5,6 +5,7 @@ from enum import Enum
 
 from msgspec.structs import replace
 
+from headrace.nodes.fleet import Fleet
 from headrace.types.ids import Address, BlockHash, SequenceKey
 from headrace.types.messages import Begun, Joined, Moved, Prefilled, Role, Start, TokenRun
 from headrace.types.request import Request, Timeline
@@ -86,6 +87,20 @@ class Choice:
             fetch=fetch,
             version=self.version,
         )
+
+    def prefilled(self, tokens: int, fleet: Fleet) -> None:
+        """So many tokens of the prompt need no prefill any more."""
+        tokens = min(tokens, self.unprefilled)
+        self.unprefilled -= tokens
+        if tokens and self.prefill is not None:
+            fleet.assign(self.prefill, 0, 0, -tokens)
+
+    def unassign(self, fleet: Fleet) -> None:
+        """Nobody works for it any more."""
+        self.prefilled(self.unprefilled, fleet)
+        for target, tokens in self.assigned.items():
+            fleet.assign(target, -1, -tokens)
+        self.assigned.clear()
 
     def renew(self, version: int) -> None:
         """Its next attempt is under other weights: what it knows of blocks is void, and its instances name them anew."""

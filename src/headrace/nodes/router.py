@@ -198,7 +198,7 @@ class Router:
     def _done(self, choice: Choice, *, finished: bool = True) -> None:
         if choice.stage is Stage.DONE:
             return
-        self._unassign(choice)
+        choice.unassign(self.fleet)
         choice.stage = Stage.DONE
         self._unfinished -= 1
         group = self.choices[choice.request.id]
@@ -341,13 +341,13 @@ class Router:
         match message:
             case Begun(_, _, cached, fetched):
                 choice.note(message)
-                self._prefilled(choice, cached)
+                choice.prefilled(cached, self.fleet)
                 self._count("tokens_prompt_hit", cached)
                 self._count("tokens_prompt_fetched", fetched)
                 self._count("tokens_prompt_computed", choice.request.prompt + choice.history - cached)
             case Prefilled():
                 choice.note(message)
-                self._prefilled(choice, choice.unprefilled)
+                choice.prefilled(choice.unprefilled, self.fleet)
                 if choice.stage is Stage.PREFILL:
                     choice.stage = Stage.TRANSFER if choice.decode is not None else Stage.BINDING
                     if choice.stage is Stage.BINDING:
@@ -395,7 +395,7 @@ class Router:
         if message.bytes:
             self._count("tokens_transferred", choice.request.prompt + choice.history - message.cached)
         if choice.prefill in choice.assigned:
-            self._prefilled(choice, choice.unprefilled)
+            choice.prefilled(choice.unprefilled, self.fleet)
             self.fleet.assign(choice.prefill, -1, -choice.assigned.pop(choice.prefill))
 
     def _tokens(self, run: TokenRun, now_ns: int) -> None:
@@ -433,7 +433,7 @@ class Router:
         """Give this attempt up and queue the choice, with what was delivered as history."""
         self._queue.put(choice, not_before_ns)
         self._cancel(choice)
-        self._unassign(choice)
+        choice.unassign(self.fleet)
         choice.attempt += 1
         choice.stage = Stage.QUEUED
         choice.prefill = choice.decode = choice.moving = None
@@ -445,19 +445,6 @@ class Router:
         for target in choice.assigned:
             if target != but and target in self.fleet:
                 self._send(target, Cancel(choice.key))
-
-    def _prefilled(self, choice: Choice, tokens: int) -> None:
-        """So many tokens of the prompt need no prefill any more."""
-        tokens = min(tokens, choice.unprefilled)
-        choice.unprefilled -= tokens
-        if tokens and choice.prefill is not None:
-            self.fleet.assign(choice.prefill, 0, 0, -tokens)
-
-    def _unassign(self, choice: Choice) -> None:
-        self._prefilled(choice, choice.unprefilled)
-        for target, tokens in choice.assigned.items():
-            self.fleet.assign(target, -1, -tokens)
-        choice.assigned.clear()
 
     def _peer_lost(self, peer: Address) -> None:
         if peer not in self.fleet:

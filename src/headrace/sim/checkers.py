@@ -11,9 +11,10 @@ from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.shell import Shell
 from headrace.types.events import Command, Event, Execute, Send, Write
 from headrace.types.hashing import block_hashes, root_of_version
-from headrace.types.ids import BlockHash
+from headrace.types.ids import Address, BlockHash
 from headrace.types.messages import Joined, Tail
 from headrace.types.plan import StepPlan
+from headrace.types.weights import UseWeights
 
 
 class Violation(AssertionError):
@@ -28,6 +29,8 @@ class Checker:
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
+        self._told: dict[Address, int] = {}
+        """Versions of the weights that instances have been told to use."""
         shell.network.on_copy = self._copied
 
     def __call__(self, node: Node, now_ns: int, event: Event | None, commands: list[Command] | None) -> None:
@@ -44,7 +47,9 @@ class Checker:
                 if isinstance(command, Execute):
                     check_work(self._shell, node, command.plan)
                 elif isinstance(command, Send) and isinstance(command.message, Tail | Joined):
-                    check_versions(node, command.message)
+                    check_version(node, command.message, self._told.get(node.address, 0))
+                elif isinstance(command, UseWeights):
+                    self._told[node.address] = command.version
 
     def _copied(self, target: ContentWorker, write: Write) -> None:
         pool, _ = self._shell.pools[target.info.pool]
@@ -80,13 +85,12 @@ def check_work(shell: Shell, worker: ContentWorker, plan: StepPlan) -> None:
             raise Violation(f"{worker.address} computes {work.key}, which nobody waits for")
 
 
-def check_versions(worker: ContentWorker, message: Tail | Joined) -> None:
-    """What changes hands was begun under the weights that either has."""
-    instance, began = worker.state, worker.executor.opened[message.key].version
-    assert isinstance(instance, Instance)
-    if instance.version != began:
+def check_version(worker: ContentWorker, message: Tail | Joined, version: int) -> None:
+    """What changes hands was begun under the weights that its instance has been told to use."""
+    began = worker.executor.opened[message.key].version
+    if version != began:
         raise Violation(
-            f"{worker.address} has version {instance.version} of the weights: {message.key} began under {began}, and changes hands"
+            f"{worker.address} has version {version} of the weights: {message.key} began under {began}, and changes hands"
         )
 
 
