@@ -11,9 +11,9 @@ from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import BlockPool
 from headrace.kv.segments import Segments
-from headrace.nodes.handing import Handing
 from headrace.nodes import switching
 from headrace.nodes.choices import Choice
+from headrace.nodes.handing import Handing
 from headrace.nodes.instance import Instance
 from headrace.nodes.limits import Stream
 from headrace.nodes.pool import PoolCore
