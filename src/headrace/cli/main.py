@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from headrace import __version__
 from headrace.cli.flags import ClusterSource, LateGroup, RecordingSource, takes
-from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions, SimulationOptions
+from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions, SimulationOptions, WorkerOptions
 from headrace.types.errors import ConfigError, HeadraceError
 
 app = typer.Typer(
@@ -74,6 +74,24 @@ def serve(options: ServeOptions) -> None:
 
     log_to_stderr()
     uvloop.run(command(options))
+
+
+@app.command()
+@takes(WorkerOptions)
+def worker(options: WorkerOptions) -> None:
+    """Join a service from another host, as one more worker of it.
+
+    On the first host: headrace serve MODEL --listen 10.0.0.1:7000 --secret-file secret
+
+    On others: headrace worker MODEL --join 10.0.0.1:7000 --secret-file secret --leaning decode
+
+    The secret is any long text that all hosts share, as of `openssl rand -hex 32`. Model, dtype, block size and length must be those
+    of the service, or it says which differs. SIGTERM ends the worker in order.
+    """
+    from headrace.cli.join import join as command
+
+    log_to_stderr()
+    command(options)
 
 
 @app.command()

@@ -34,14 +34,41 @@ class PolicyChoice(BaseModel):
         return dict(self.model_extra or {})
 
 
-class DeploymentOptions(BaseModel):
-    """What a deployment is told alike whether it is live or simulated."""
+class ModelOptions(BaseModel):
+    """A model and its KV."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     model: Path | None = Field(
         None, description="Checkpoint folder (Hugging Face format); default: the bundled one"
     )
+    dtype: Dtype = Field("auto", description="Element type of weights and KV; auto: the checkpoint's")
+    max_model_len: int | None = Field(
+        None, ge=2, description="Prompt plus new tokens at most [default: the model's]"
+    )
+    block_size: int = Field(32, ge=16, le=512, description="Tokens in a KV block, a multiple of 16")
+    kv_memory: str = Field(
+        "auto", description="KV memory of each pool, e.g. 2GiB; auto: by model and free memory"
+    )
+
+    @field_validator("block_size")
+    @classmethod
+    def _aligned(cls, value: int) -> int:
+        if value % 16:
+            raise ValueError("must be a multiple of 16, the chunk in which attention walks keys")
+        return value
+
+    @field_validator("kv_memory")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        if value != "auto":
+            parse_size(value)
+        return value
+
+
+class DeploymentOptions(ModelOptions):
+    """What a deployment is told alike whether it is live or simulated."""
+
     prefill: int | None = Field(
         None, ge=0, description="Workers that lean to prefill [default: 1 if no --instances]"
     )
@@ -54,16 +81,8 @@ class DeploymentOptions(BaseModel):
     separate_pools: bool = Field(
         False, description="One KV pool per worker: handovers copy bytes (default: one for all)"
     )
-    dtype: Dtype = Field("auto", description="Element type of weights and KV; auto: the checkpoint's")
-    max_model_len: int | None = Field(
-        None, ge=2, description="Prompt plus new tokens at most [default: the model's]"
-    )
     max_num_seqs: int = Field(256, ge=1, description="Sequences in a step of one worker")
     max_num_batched_tokens: int = Field(512, ge=1, description="Tokens in a step of one worker")
-    block_size: int = Field(32, ge=16, le=512, description="Tokens in a KV block, a multiple of 16")
-    kv_memory: str = Field(
-        "auto", description="KV memory of each pool, e.g. 2GiB; auto: by model and free memory"
-    )
     caching: Literal["none", "prefill", "increment", "return"] = Field(
         "increment",
         description="Who keeps KV for later requests: nobody; prefill workers; decode workers, too; or "
@@ -107,20 +126,6 @@ class DeploymentOptions(BaseModel):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return by_name(value)
-
-    @field_validator("block_size")
-    @classmethod
-    def _aligned(cls, value: int) -> int:
-        if value % 16:
-            raise ValueError("must be a multiple of 16, the chunk in which attention walks keys")
-        return value
-
-    @field_validator("kv_memory")
-    @classmethod
-    def _size(cls, value: str) -> str:
-        if value != "auto":
-            parse_size(value)
-        return value
 
 
 class EngineOptions(DeploymentOptions):
@@ -166,6 +171,34 @@ class ServeOptions(EngineOptions):
         "", description="Web origins (CORS) that may call the API, separated by commas; *: all"
     )
     access_log: bool = Field(False, description="Log every HTTP request")
+    listen: str | None = Field(
+        None, description="HOST:PORT for workers of other hosts (headrace worker --join); needs a secret"
+    )
+    secret_file: Path | None = Field(
+        None, description="File with the secret that all hosts share [default: the variable HEADRACE_SECRET]"
+    )
+
+
+class WorkerOptions(ModelOptions):
+    """What `headrace worker` can be told. What is not here it hears from the service."""
+
+    join: str = Field(
+        "", description="HOST:PORT where `headrace serve --listen` takes workers of other hosts"
+    )
+    secret_file: Path | None = Field(
+        None, description="File with the secret that all hosts share [default: the variable HEADRACE_SECRET]"
+    )
+    name: str = Field("", description="Its name in the service [default: from its leaning and host]")
+    leaning: Literal["prefill", "decode", "mixed"] = Field(
+        "mixed", description="What it is preferred for: prefill, decode or mixed; each can do all"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads; 0: the cores")
+    join_timeout: float = Field(
+        300, ge=0, description="Seconds to wait for the service, which may start later"
+    )
+    shutdown_timeout: float = Field(
+        60, ge=0, description="Seconds that work at hand may take after SIGTERM; then it goes on elsewhere"
+    )
 
 
 class Kill(BaseModel):
@@ -328,7 +361,7 @@ AXES = {
 }
 """The axis of each policy. Its name is another name of the key."""
 
-Options = TypeVar("Options", bound=DeploymentOptions)
+Options = TypeVar("Options", bound=ModelOptions)
 
 
 def by_name(value: Any) -> Any:
@@ -435,6 +468,10 @@ def _unknown(where: str, path: list[str]) -> str:
     return f"{where}: {'.'.join(path[1:])} is not a setting of it; {hint}"
 
 
-KNOWN = (*dict.fromkeys((*ServeOptions.model_fields, *SimulationOptions.model_fields)),)
+KNOWN = (
+    *dict.fromkeys(
+        (*ServeOptions.model_fields, *SimulationOptions.model_fields, *WorkerOptions.model_fields)
+    ),
+)
 """Every key of any command."""
 ALIASES = {axis: name for name, axis in AXES.items()}

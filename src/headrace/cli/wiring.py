@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from headrace.cli.options import DeploymentOptions, EngineOptions, PolicyChoice, check_policies, parse_size
+from headrace.cli.options import (
+    DeploymentOptions,
+    EngineOptions,
+    ModelOptions,
+    PolicyChoice,
+    ServeOptions,
+    check_policies,
+    parse_size,
+)
 from headrace.live.memory import available_bytes
 from headrace.live.service import Service
 from headrace.live.settings import (
@@ -20,6 +28,7 @@ from headrace.live.settings import (
     RecordSettings,
     ServiceConfig,
     WorkerSettings,
+    lease_blocks,
 )
 from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
@@ -33,11 +42,18 @@ SEQUENCES_AUTO = 64
 SHARE_AUTO = 0.4
 """but takes at most this share of the memory that is free."""
 
-UNRECORDED = {"record", "record_text", "api_key", "host", "port", "uds", "allowed_origins"}
+UNRECORDED = {
+    "record",
+    "record_text",
+    "api_key",
+    "host",
+    "port",
+    "uds",
+    "allowed_origins",
+    "listen",
+    "secret_file",
+}
 """Settings that a recording leaves out: secrets, and where the service was found."""
-
-LEASE_BLOCKS_MAX = 32
-"""Blocks a worker keeps in hand, in a pool that is large enough for it."""
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -50,7 +66,7 @@ class Probe(msgspec.Struct, frozen=True):
     """Tokens of a sequence: as asked, else as the model is meant for."""
 
 
-async def probe(options: EngineOptions) -> Probe:
+async def probe(options: ModelOptions) -> Probe:
     """Ask a process of its own. Raises CheckpointError with its words."""
     arguments = (
         str(folder(options)),
@@ -70,7 +86,7 @@ async def probe(options: EngineOptions) -> Probe:
     raise CheckpointError(complaint.decode(errors="replace").strip() or f"{arguments[0]} could not be read")
 
 
-def folder(options: EngineOptions) -> Path:
+def folder(options: ModelOptions) -> Path:
     """The checkpoint's folder. Raises ConfigError if there is none."""
     path = options.model or BUNDLED
     if not path.is_dir():
@@ -78,6 +94,11 @@ def folder(options: EngineOptions) -> Path:
             f"MODEL {path} is not a folder; give a Hugging Face checkpoint folder, nothing is downloaded"
         )
     return path.resolve()
+
+
+def listens(options: DeploymentOptions) -> str:
+    """HOST:PORT for workers of other hosts, if there may be any."""
+    return (options.listen or "") if isinstance(options, ServeOptions) else ""
 
 
 def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
@@ -88,13 +109,13 @@ def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
         return tuple(WorkerSettings(name=f"worker{i}", leaning="mixed") for i in range(options.instances))
     unsaid = options.prefill is None and options.decode is None
     prefill, decode = (1, 1) if unsaid else (options.prefill or 0, options.decode or 0)
-    if prefill + decode == 0:
-        raise ConfigError("--prefill 0 --decode 0 leaves no worker")
+    if prefill + decode == 0 and not listens(options):
+        raise ConfigError("--prefill 0 --decode 0 leaves no worker; or --listen for those of other hosts")
     leanings = [("prefill", i) for i in range(prefill)] + [("decode", i) for i in range(decode)]
     return tuple(WorkerSettings(name=f"{leaning}{i}", leaning=leaning) for leaning, i in leanings)
 
 
-def kv_bytes(options: EngineOptions, found: Probe, pools: int) -> int:
+def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:
     """Of each pool. Raises ConfigError if not even one sequence of full length fits."""
     spec = found.spec
     sequence = sum(spec.blocks_for(found.length_max) * spec.block_bytes(g) for g in range(len(spec.groups)))
@@ -115,12 +136,13 @@ def service_config(
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
     team = workers(options)
-    pools = len(team) if options.separate_pools else 1
+    pools = max(1, len(team)) if options.separate_pools else 1
     memory = kv_bytes(options, found, pools)
     blocks = memory // sum(found.spec.block_bytes(g) for g in range(len(found.spec.groups)))
     return ServiceConfig(
         workers=team,
         shared=not options.separate_pools,
+        listen=listens(options),
         kv_bytes=memory,
         engine=EngineSettings(
             batching=_policy(options.batching),
@@ -132,7 +154,7 @@ def service_config(
         roles=None if options.roles is None else _policy(options.roles),
         rebalance=None if options.rebalance is None else _policy(options.rebalance),
         eviction=_policy(options.evict),
-        instance=instance_config(options, blocks, sharers=len(team) // pools),
+        instance=instance_config(options, blocks, sharers=max(1, len(team) // pools)),
         router=RouterConfig(choices_max=choices_max),
         transport=options.transport,
         threads=threads(options, len(team)),
@@ -153,7 +175,7 @@ def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> In
         caching=Caching(options.caching),
         stream_interval=options.stream_interval,
         stream=Stream(options.kv_stream),
-        lease_blocks=max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers))),
+        lease_blocks=lease_blocks(blocks, sharers),
     )
 
 
@@ -194,7 +216,7 @@ def settled(options: EngineOptions, found: Probe, memory: int) -> dict[str, Any]
 
 def threads(options: EngineOptions, workers: int) -> int:
     """Of each worker."""
-    return options.threads or max(1, (os.cpu_count() or 1) // workers)
+    return options.threads or max(1, (os.cpu_count() or 1) // max(1, workers))
 
 
 def model(options: EngineOptions, found: Probe, name: str | None = None) -> Model:

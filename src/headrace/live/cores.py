@@ -1,9 +1,11 @@
 """The cores of the serve process, on its loop: one for each pool, and the router."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 
 from headrace.live.journal import Header, Journal, PoolSettings, RouterSettings, remake
 from headrace.live.loop import CoreLoop, Node
@@ -13,7 +15,7 @@ from headrace.live.settings import Model, ServiceConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
-from headrace.types.events import Command, Event
+from headrace.types.events import Command, Event, PeerLost, PeerUp
 from headrace.types.ids import Address, PoolId
 from headrace.types.messages import InstanceInfo
 
@@ -46,6 +48,8 @@ class Cores:
         self.pool_cores: dict[PoolId, PoolCore] = {}
         self.router: Router
         """Set by `make`."""
+        self._numbers = itertools.count()
+        """Of pools. None is used again."""
 
     def __contains__(self, address: Address) -> bool:
         return address in self._nodes
@@ -53,25 +57,40 @@ class Cores:
     def make(self) -> None:
         """One pool for all workers, or one each; their cores; the router. Raises ConfigError for memory that is not there."""
         config = self._config
-        count = 1 if config.shared else len(config.workers)
+        count = min(1, len(config.workers)) if config.shared else len(config.workers)
         layout = layout_for(self._model.spec, config.kv_bytes)
         check_memory(layout.total, count)
-        for index in range(count):
-            pool = self.pools[PoolId(index)] = Pool.create(f"pool{index}", layout)
+        for _ in range(count):
+            number = PoolId(next(self._numbers))
+            pool = self.pools[number] = Pool.create(f"pool{number}", layout)
             self._cleanup.callback(pool.close)
             if config.fill:
                 pool.fill()
-        listener = ROUTER if policy("cluster.placement", config.placement).reads_prefixes else None
-        for index, pool in self.pools.items():
-            settings = PoolSettings(index, self._model.spec, pool.layout.blocks, config.eviction, listener)
-            core = self._add(Header(pool_address(index), settings))
-            assert isinstance(core, PoolCore)
-            self.pool_cores[index] = core
+        for number, pool in self.pools.items():
+            self._add_pool(number, pool.layout.blocks)
         router = self._add(
             Header(ROUTER, RouterSettings(config.placement, config.router, config.roles, config.rebalance))
         )
         assert isinstance(router, Router)
         self.router = router
+
+    def joining(self, leaning: str, blocks: tuple[int, ...], host: str) -> InstanceInfo:
+        """Of a worker of another host, with a pool of its own."""
+        return self._info(PoolId(next(self._numbers)), leaning, blocks, host)
+
+    def add_pool(self, info: InstanceInfo, peers: Mapping[Address, InstanceInfo]) -> None:
+        """The core of its pool. `peers` are those that are up."""
+        self._add_pool(info.pool, info.blocks_total)
+        for peer, known in peers.items():
+            self.post(info.pool_address, PeerUp(peer, known))
+
+    def drop_pool(self, info: InstanceInfo) -> None:
+        """Its memory is gone, and its core with it; the router is told."""
+        node = self._nodes.pop(info.pool_address, None)
+        if node is not None:
+            node.close()
+            del self.pool_cores[info.pool]
+            self.post(ROUTER, PeerLost(info.pool_address, info))
 
     def post(self, address: Address, event: Event) -> None:
         """To one core; dropped if there is none of this address."""
@@ -89,20 +108,37 @@ class Cores:
 
     def info(self, index: int) -> InstanceInfo:
         """Of the worker with this number in the configuration."""
-        pool, spec = PoolId(0 if self._config.shared else index), self._model.spec
+        pool = PoolId(0 if self._config.shared else index)
+        leaning = self._config.workers[index].leaning
+        host = gethostname() if self._config.listen else "local"
+        return self._info(pool, leaning, self.pools[pool].layout.blocks, host)
+
+    def _info(self, pool: PoolId, leaning: str, blocks: tuple[int, ...], host: str) -> InstanceInfo:
+        spec = self._model.spec
         return InstanceInfo(
             pool=pool,
             pool_address=pool_address(pool),
-            leaning=self._config.workers[index].leaning,
+            leaning=leaning,
             sequences_max=self._config.instance.sequences_max,
-            blocks_total=self.pools[pool].layout.blocks,
+            blocks_total=blocks,
+            host=host,
             block_size=spec.block_size,
             block_bytes=sum(spec.block_bytes(group) for group in range(len(spec.groups))),
         )
 
     def close(self) -> None:
         """Free all memory."""
+        for node in self._nodes.values():
+            node.close()
         self._cleanup.close()
+
+    def _add_pool(self, number: PoolId, blocks: tuple[int, ...]) -> None:
+        config = self._config
+        listener = ROUTER if policy("cluster.placement", config.placement).reads_prefixes else None
+        settings = PoolSettings(number, self._model.spec, blocks, config.eviction, listener)
+        core = self._add(Header(pool_address(number), settings))
+        assert isinstance(core, PoolCore)
+        self.pool_cores[number] = core
 
     def _add(self, header: Header) -> Core:
         """Make a core and run it on the loop."""
@@ -110,8 +146,7 @@ class Cores:
         if self._journals:
             shown = Journal(core, Path(self._journals), header)
             self._cleanup.callback(shown.close)
-        node = self._nodes[header.address] = self._loop.add(shown, partial(self._carry, header.address))
-        self._cleanup.callback(node.close)
+        self._nodes[header.address] = self._loop.add(shown, partial(self._carry, header.address))
         return core
 
 

@@ -55,7 +55,7 @@ class Node:
             self._timer = self._loop.call_later(max(0, at_ns - now_ns), self._ring)
 
     def _ring(self) -> None:
-        now_ns = monotonic_ns()
+        now_ns = self._loop.now_ns()
         if now_ns < self.wake_ns:
             # The loop's clock is coarser than ours; a core that is woken early would wait for ever.
             self._set_timer(self.wake_ns, now_ns)
@@ -66,7 +66,11 @@ class Node:
 class CoreLoop:
     """The nodes of one process. An error of a core is fatal: `on_error` gets it, and nothing runs any more."""
 
-    def __init__(self, on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, on_error: Callable[[Exception], None], now_ns: Callable[[], int] = monotonic_ns
+    ) -> None:
+        self.now_ns = now_ns
+        """The clock of its instants."""
         self._asyncio = asyncio.get_running_loop()
         self._on_error = on_error
         self._touched: dict[Node, None] = {}
@@ -89,7 +93,7 @@ class CoreLoop:
     def _drain(self) -> None:
         self._scheduled = False
         touched, self._touched = self._touched, {}
-        now_ns = monotonic_ns()
+        now_ns = self.now_ns()
         try:
             for node in touched:
                 events, node.inbox = node.inbox, []

@@ -7,15 +7,19 @@ Life cycle of a worker (`State`), each incarnation under a higher epoch:
  4. FAILED      it could not be started several times in a row, or was refused: nothing more is tried.
     STOPPED     the service ends.
 A worker that does not answer while there is work, or whose step takes too long, is killed: then 3.
+
+A worker that joined from another host is nobody's child: it is not started again, and its end is the end of its connection. So it has 1 and
+2 only, is always asked whether it lives, and when it is given up its peers close their connections to it, so that what it writes lands
+nowhere, before they are told that it is lost. Its name is free then; whoever has it next has a higher epoch.
 """
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 from time import monotonic_ns
 from typing import Protocol
 
@@ -56,6 +60,8 @@ class Member:
     report: Report | None = None
     preemptions: int = 0
     """Of this incarnation."""
+    host: str = ""
+    """Of one that joined; empty: `serve` started it."""
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     @property
@@ -74,7 +80,15 @@ class Watcher(Protocol):
         """Its state is a new one."""
         ...
 
+    def member_expelled(self, member: Member, why: str) -> None:
+        """One that joined is given up; `member_lost` follows if it was READY."""
+        ...
+
     def ping(self, address: Address) -> None: ...
+
+    def busy(self) -> bool:
+        """There is work."""
+        ...
 
 
 class Members:
@@ -89,10 +103,12 @@ class Members:
         self._watcher = watcher
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self._epochs: dict[str, int] = {}
+        """The highest one of each name that ever joined."""
         self._tick: asyncio.TimerHandle | None = None
 
     def __iter__(self):
-        return iter(self.by_name.values())
+        return iter(list(self.by_name.values()))
 
     def at(self, address: Address) -> Member | None:
         """The member whose present incarnation this is."""
@@ -111,6 +127,36 @@ class Members:
         if self._tick is not None:
             self._tick.cancel()
 
+    # Those that join
+
+    def free_name(self, wanted: str, leaning: str, host: str) -> str:
+        """A name like no other's. Raises KeyError if the one that is wanted is taken."""
+        if wanted:
+            if wanted in self.by_name:
+                raise KeyError(wanted)
+            return wanted
+        stem = f"{leaning}-{''.join(c if c.isascii() and c.isalnum() else '-' for c in host)}"
+        return next(name for n in count() if (name := f"{stem}-{n}") not in self.by_name)
+
+    def enlist(self, settings: WorkerSettings, info: InstanceInfo, host: str) -> Member:
+        """It has applied, and loads now. Its name is a free one."""
+        assert settings.name not in self.by_name
+        epoch = self._epochs[settings.name] = self._epochs.get(settings.name, -1) + 1
+        member = self.by_name[settings.name] = Member(settings, info, epoch=epoch, host=host)
+        self._enter(member, State.STARTING, f"{host} has applied, and loads")
+        member.timer = self._loop.call_later(self._config.start_ns / 1e9, self._too_slow, member)
+        return member
+
+    def gone(self, member: Member, why: str) -> None:
+        """One that joined is no member any more."""
+        log.warning("%s of %s has ended: %s", member.address, member.host, why)
+        if self.by_name.get(member.settings.name) is not member:
+            return
+        if member.state is State.READY:
+            self._watcher.member_lost(member)
+        del self.by_name[member.settings.name]
+        self._enter(member, State.STOPPED, why)
+
     # Life
 
     def ready(self, member: Member) -> None:
@@ -119,6 +165,9 @@ class Members:
 
     def refused(self, member: Member, reason: str) -> None:
         """It cannot become one of us, however often it is started; it ends by itself."""
+        if member.host:
+            self.gone(member, reason)
+            return
         self._enter(member, State.FAILED, reason)
 
     def ended(self, address: Address, status: int, lines: list[str]) -> None:
@@ -161,8 +210,7 @@ class Members:
 
     def _too_slow(self, member: Member) -> None:
         member.reason = f"not ready within {self._config.start_ns / 1e9:.0f} s"
-        log.error("%s is %s: killed", member.address, member.reason)
-        self.launcher.kill(member.address)
+        self._kill(member, f"is {member.reason}")
 
     def _enter(self, member: Member, state: State, reason: str) -> None:
         if member.timer is not None:
@@ -173,10 +221,10 @@ class Members:
 
     # Heartbeats
 
-    def watch(self, busy: Callable[[], bool]) -> None:
-        """Ask after the ready ones as long as there is work; idle, nobody is woken."""
+    def watch(self) -> None:
+        """Ask after the ready ones as long as there is work, or one that joined; else nobody is woken."""
         if self._tick is None and not self._stopping:
-            self._arm(busy)
+            self._arm()
 
     def heard(self, member: Member) -> None:
         member.asked_ns = 0
@@ -185,11 +233,11 @@ class Members:
         if step_ns > self._config.step_ns:
             self._kill(member, f"has been at one step for {step_ns / 1e9:.1f} s")
 
-    def _arm(self, busy: Callable[[], bool]) -> None:
+    def _arm(self) -> None:
         due_ns = monotonic_ns() + self._config.heartbeat_ns
-        self._tick = self._loop.call_later(self._config.heartbeat_ns / 1e9, self._beat, busy, due_ns)
+        self._tick = self._loop.call_later(self._config.heartbeat_ns / 1e9, self._beat, due_ns)
 
-    def _beat(self, busy: Callable[[], bool], due_ns: int) -> None:
+    def _beat(self, due_ns: int) -> None:
         self._tick = None
         now_ns = monotonic_ns()
         # If we were held up ourselves, what they answered may still be unread.
@@ -202,9 +250,17 @@ class Members:
                 self._watcher.ping(member.address)
             elif now_ns - member.asked_ns > self._config.silence_ns:
                 self._kill(member, f"has said nothing for {(now_ns - member.asked_ns) / 1e9:.1f} s")
-        if busy() and not self._stopping:
-            self._arm(busy)
+        if (self._watcher.busy() or any(m.host for m in self)) and not self._stopping:
+            self._arm()
 
     def _kill(self, member: Member, why: str) -> None:
+        if member.host:
+            self.expel(member, why)
+            return
         log.error("%s %s: killed", member.address, why)
         self.launcher.kill(member.address)
+
+    def expel(self, member: Member, why: str) -> None:
+        """Give up one that joined. It may live, and is told."""
+        self._watcher.member_expelled(member, why)
+        self.gone(member, why)

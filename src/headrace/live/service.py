@@ -29,6 +29,7 @@ from time import monotonic_ns
 from headrace.live import wire
 from headrace.live.cores import ROUTER, Cores
 from headrace.live.journal import JOURNALS
+from headrace.live.keys import Keys
 from headrace.live.launch.local import worker_environment
 from headrace.live.members import Member, State
 from headrace.live.policies import engine_policies, policy
@@ -38,7 +39,7 @@ from headrace.live.store import Store
 from headrace.live.team import Team, check_names
 from headrace.live.terms import Terms
 from headrace.live.transports import check_transport
-from headrace.types.errors import HeadraceError, RequestFailed
+from headrace.types.errors import ConfigError, HeadraceError, Overloaded, RequestFailed
 from headrace.types.events import (
     Command,
     Deliver,
@@ -61,16 +62,24 @@ log = logging.getLogger(__name__)
 class Service:
     """Implements `ports.Gateway`. Everything runs on the loop on which it was started."""
 
-    def __init__(self, config: ServiceConfig, model: Model, command: Sequence[str]) -> None:
-        """`command` starts a worker (see `live.worker`). Raises ConfigError for what can be known to be wrong now."""
+    def __init__(
+        self, config: ServiceConfig, model: Model, command: Sequence[str], keys: Keys | None = None
+    ) -> None:
+        """`command` starts a worker (see `live.worker`); `keys` are for those of other hosts.
+
+        Raises ConfigError for what can be known to be wrong now.
+        """
         check_names(config)
+        if config.listen and config.record is not None:
+            raise ConfigError("--record keeps services of one host: leave --listen out")
         engine_policies(config.engine)
         check_transport(config.transport)
         self._config = config
-        self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // len(config.workers))
+        self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(config.workers)))
         """Of each worker."""
         self._model = model
         self._command = list(command)
+        self._keys = keys
         policy("cluster.placement", config.placement)
         policy("kv.evict", config.eviction)
         self._journals = ""
@@ -86,15 +95,20 @@ class Service:
     # Life
 
     async def start(self) -> None:
-        """Returns when every worker is ready. Raises ConfigError, IncompatiblePeer or HeadraceError, and leaves nothing behind then."""
+        """Returns when every worker of this host is ready.
+
+        Raises ConfigError, IncompatiblePeer or HeadraceError, and leaves nothing behind then.
+        """
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done, with an exception, if the service cannot go on."""
         self._changed = asyncio.Event()
+        self._alone: asyncio.TimerHandle | None = None
+        self._stopping = False
         self._store = Store()
         self._cleanup.callback(self._end_recording)
         try:
             self._make()
-            while not all(m.state is State.READY for m in self.members):
+            while not all(m.state is State.READY for m in self.members if not m.host):
                 self._changed.clear()
                 await self._changed.wait()
                 for member in self.members:
@@ -116,6 +130,7 @@ class Service:
 
     async def stop(self) -> None:
         """End what is unfinished, all workers, and free all memory. Safe to call again."""
+        self._stopping = True
         self._store.fail_all(RequestFailed("the service was shut down before the request was finished"))
         await self._cleanup.aclose()
 
@@ -135,6 +150,7 @@ class Service:
             environment={**worker_environment(self._threads), **config.environment},
             threads=self._threads,
             journals=self._journals,
+            keys=self._keys,
         )
         self.members = self._team.members
         self.launcher = self._team.launcher
@@ -167,8 +183,28 @@ class Service:
     def member_changed(self, member: Member) -> None:
         """See `team.Owner`."""
         self._changed.set()
-        if all(m.state is State.FAILED for m in self.members):
-            self._store.fail_all(RequestFailed(f"no worker is left: {member.reason}"))
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
+        if self._stopping or not self._hopeless():
+            return
+        reason = f"no worker is left: {member.reason}"
+        if not self._config.listen or not len(self._store):
+            self._store.fail_all(RequestFailed(reason))
+        else:
+            log.warning("%s; streams wait for one that joins", reason)
+            wait_s = self._config.alone_ns / 1e9
+            reason += f", and none has joined for {wait_s:.0f} s"
+            loop = asyncio.get_running_loop()
+            self._alone = loop.call_later(wait_s, self._store.fail_all, RequestFailed(reason))
+
+    def _hopeless(self) -> bool:
+        """No worker is here, or comes by itself."""
+        return all(m.state in (State.FAILED, State.STOPPED) for m in self.members)
+
+    def busy(self) -> bool:
+        """See `team.Owner`."""
+        return len(self._store) > 0
 
     def told(self, source: Address, target: Address, message: AnyMessage, payload: bytes) -> None:
         """See `team.Owner`."""
@@ -212,7 +248,9 @@ class Service:
 
     async def submit(self, submission: Submission) -> AsyncGenerator[Chunk, None]:
         """See `ports.Gateway`."""
-        if all(m.state is State.FAILED for m in self.members):
+        if self._hopeless():
+            if self._config.listen:
+                raise Overloaded("no worker is here; one has to join")
             raise RequestFailed("no worker is left; the log says why")
         request = submission.request
         stream = self._store.open(submission)
@@ -220,7 +258,7 @@ class Service:
         if recorder is not None:
             recorder.submitted(submission)
         self._cores.post(ROUTER, Submitted(request))
-        self.members.watch(lambda: len(self._store) > 0)
+        self.members.watch()
         try:
             async for chunk in stream.read():
                 yield chunk
@@ -270,7 +308,7 @@ class Service:
         waiting = self._cores.router.waiting
         return ServiceStatus(
             ready=usable,
-            reason="" if usable else waits or "no worker is ready yet",
+            reason="" if usable else waits or self._waits_for(),
             instances=self._team.statuses(),
             requests_waiting=waiting,
             requests_running=self._cores.router.unfinished - waiting,
@@ -282,3 +320,8 @@ class Service:
             blocks_total=sum(sum(core.blocks.blocks) for core in cores),
             blocks_free=sum(sum(core.blocks.available()) for core in cores),
         )
+
+    def _waits_for(self) -> str:
+        if self._team.door and self._hopeless():
+            return f"no worker is here: waiting for workers to join at {self._team.door}"
+        return "no worker is ready yet"

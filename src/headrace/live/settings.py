@@ -62,12 +62,23 @@ class RecordSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint's config.json."""
 
 
+LEASE_BLOCKS_MAX = 32
+"""Blocks a worker keeps in hand, in a pool that is large enough for it."""
+
+
+def lease_blocks(blocks: int, sharers: int) -> int:
+    """That each of so many instances keeps in hand, of one pool of so many blocks."""
+    return max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers)))
+
+
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service. Times are nanoseconds."""
 
     workers: tuple[WorkerSettings, ...]
     shared: bool = True
     """All workers use one pool, so a handover moves nothing. False: one pool each (`--separate-pools`), and bytes really move."""
+    listen: str = ""
+    """HOST:PORT to listen on for workers of other hosts. Empty: there are none, and `workers` are all."""
     kv_bytes: int = 2 * GIB
     """Of each pool (`--kv-memory`)."""
     fill: bool = True
@@ -100,6 +111,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that fails so often in a row before it was ready is given up."""
     report_ns: int = SECOND // 20
     """While they work, workers tell how they are this often at most."""
+    alone_ns: int = 60 * SECOND
+    """Without any worker, a service that listens keeps its streams so long for one that joins."""
     shutdown_ns: int = 60 * SECOND
     """Draining takes so long at most (`--shutdown-timeout`)."""
     mixed_numerics: bool = False
@@ -138,7 +151,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     """Of the hub's socket."""
     secret: str
-    """Proves to the hub that this process was started by it."""
+    """Proves to the hub that this process was started by it, or was offered its place."""
     router: Address
     info: InstanceInfo
     model: Model

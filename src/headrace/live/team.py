@@ -1,6 +1,8 @@
 """The workers of a service, and the hub through which they talk.
 
 Life cycle of a worker as its peers see it (`live.members` has that of its process):
+ 0. One that was started by hand on another host (`live.joining`) says `Apply` before it loads anything. The team checks what it would
+    load, and offers it a name, an epoch and a pool's number. The pool's memory is its own; the pool's core runs here, from 2 to 3.
  1. It says `Hello`. The team checks what it has loaded (`live.terms`), and admits or refuses it.
  2. Admitted: the pools hear of it first, then the worker itself, then its peers and the router (see `types.events.PeerUp`).
  3. Lost: nothing that it said is heard from now on, and everybody is told.
@@ -12,23 +14,38 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from socket import AF_INET6, AI_PASSIVE, SOCK_STREAM, getaddrinfo
+from time import monotonic_ns
 from typing import Protocol
+
+import zmq
+from msgspec.structs import replace
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Hub
 from headrace.live.cores import ROUTER, Cores
+from headrace.live.keys import Keys, door_of
 from headrace.live.launch.local import Launcher
 from headrace.live.members import Member, Members, State
-from headrace.live.settings import Model, ServiceConfig, SharedPool, WorkerConfig
+from headrace.live.settings import (
+    Model,
+    ServiceConfig,
+    SharedPool,
+    WorkerConfig,
+    WorkerSettings,
+    lease_blocks,
+)
 from headrace.live.terms import Terms
 from headrace.types.errors import ConfigError, IncompatiblePeer
-from headrace.types.events import PeerLost, PeerUp
+from headrace.types.events import DrainAsked, PeerLost, PeerUp
 from headrace.types.ids import Address
 from headrace.types.messages import AnyMessage, Report
 from headrace.types.service import InstanceStatus
 
 log = logging.getLogger(__name__)
 
+NAME_MAX = 200
+"""Characters of a worker's name."""
 LEAVE_S = 2.0
 """Workers have so long to leave before they are killed."""
 
@@ -42,6 +59,10 @@ class Owner(Protocol):
 
     def member_changed(self, member: Member) -> None:
         """Its state is a new one."""
+        ...
+
+    def busy(self) -> bool:
+        """There is work."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -64,8 +85,9 @@ class Team:
         environment: Mapping[str, str],
         threads: int,
         journals: str,
+        keys: Keys | None,
     ) -> None:
-        """`command` starts a worker of so many threads; `environment` is added to what it has."""
+        """`command` starts a worker of so many threads; `environment` is added to what it has; `keys` are of the door, if there is one."""
         self._config = config
         self._model = model
         self._cores = cores
@@ -73,6 +95,9 @@ class Team:
         self._owner = owner
         self._threads = threads
         self._journals = journals
+        self._keys = keys
+        self.door = ""
+        """Where it listens for workers of other hosts, HOST:PORT; empty: nowhere."""
         self._secret = secrets.token_hex(16)
         self._preemptions = 0
         """Of incarnations that have ended."""
@@ -88,8 +113,26 @@ class Team:
         return self._preemptions + sum(m.preemptions for m in self.members)
 
     def start(self) -> None:
-        """Start all workers; the owner hears of each change."""
+        """Listen, if it is to, and start all workers; the owner hears of each change. Raises ConfigError."""
+        if self._config.listen:
+            self._listen()
         self.members.start_all()
+
+    def _listen(self) -> None:
+        """Raises ConfigError naming the flag."""
+        if self._keys is None:
+            raise ConfigError("--listen needs a secret: give --secret-file FILE")
+        listen = self._config.listen
+        host, port = door_of(listen, "--listen", port_min=0)
+        try:
+            family, _, _, _, where = getaddrinfo(host, port, type=SOCK_STREAM, flags=AI_PASSIVE)[0]
+            at = f"[{where[0]}]" if family == AF_INET6 else where[0]
+            silence_ms = max(1, self._config.silence_ns // 1_000_000)
+            bound = self._hub.open_door(f"tcp://{at}:{port}", self._keys, silence_ms, self._knock, self._gone)
+        except (OSError, zmq.ZMQError) as error:
+            raise ConfigError(f"--listen {listen}: {error.strerror or error}") from error
+        self.door = f"{host}:{bound.rpartition(':')[2]}"
+        log.info("workers of other hosts join at %s", self.door)
 
     async def stop(self) -> None:
         """Tell all workers to leave, kill those that do not, and close the hub."""
@@ -112,7 +155,12 @@ class Team:
         self._hub.send(source, target, message, payload)
 
     def kill(self, peer: Address) -> None:
-        log.error("%s did not confirm that it stopped writing: killed", peer)
+        why = "did not confirm that it stopped writing"
+        member = self.members.at(peer)
+        if member is not None and member.host:
+            self.members.expel(member, why)
+            return
+        log.error("%s %s: killed", peer, why)
         self.launcher.kill(peer)
 
     def statuses(self) -> tuple[InstanceStatus, ...]:
@@ -130,12 +178,54 @@ class Team:
         for peer in self.members:
             if peer is not member and peer.state is State.READY:
                 self._hub.send(HUB, peer.address, wire.PeerLeft(lost))
+        if member.host:
+            self._cores.drop_pool(member.info)
+
+    def member_expelled(self, member: Member, why: str) -> None:
+        self._hub.dismiss(member.address, f"it {why}")
 
     def member_changed(self, member: Member) -> None:
+        if member.host and member.state is State.STOPPED:
+            self._hub.dismiss(member.address)
         self._owner.member_changed(member)
 
     def ping(self, address: Address) -> None:
-        self._hub.send(HUB, address, wire.Ping())
+        self._hub.send(HUB, address, wire.Ping(monotonic_ns()))
+
+    def busy(self) -> bool:
+        return self._owner.busy()
+
+    # Workers of other hosts
+
+    def _knock(self, visitor: bytes, apply: wire.Apply) -> None:
+        try:
+            self._terms.consider(apply)
+            check_worker(apply.name, apply.leaning)
+            if len(apply.blocks) != len(self._model.spec.groups) or min(apply.blocks) < 1:
+                raise IncompatiblePeer(f"a pool of {apply.blocks} blocks does not fit the model")
+            name = self.members.free_name(apply.name, apply.leaning, apply.host)
+        except (IncompatiblePeer, ConfigError) as error:
+            log.warning("a worker of %s was turned away: %s", apply.host, error)
+            self._hub.turn_away(visitor, str(error), again=False)
+            return
+        except KeyError:
+            # Perhaps its own former life, whose end we have not seen yet.
+            self._hub.turn_away(visitor, f"a worker named {apply.name} is here", again=True)
+            return
+        info = self._cores.joining(apply.leaning, apply.blocks, apply.host)
+        member = self.members.enlist(WorkerSettings(name=name, leaning=apply.leaning), info, apply.host)
+        log.info("%s of %s has applied", member.address, member.host)
+        instance = replace(self._config.instance, lease_blocks=lease_blocks(min(apply.blocks), 1))
+        offer = replace(
+            self._configure(member.address), parent=0, endpoint="", pools=(), threads=0, options={}
+        )
+        self._hub.offer(visitor, wire.Offer(replace(offer, instance=instance)))
+        self.members.watch()
+
+    def _gone(self, address: Address) -> None:
+        member = self.members.at(address)
+        if member is not None:
+            self.members.gone(member, "its connection has ended")
 
     # What workers say
 
@@ -158,11 +248,15 @@ class Team:
     def _join(self, member: Member) -> None:
         """Pools hear of it first, then the worker itself, then its peers and the router: see `types.events.PeerUp`."""
         newcomer = wire.Member(member.address, member.info)
-        peers = [wire.Member(m.address, m.info) for m in self.members if m.state is State.READY]
+        ready = {m.address: m.info for m in self.members if m.state is State.READY}
+        peers = [wire.Member(address, info) for address, info in ready.items()]
         event = PeerUp(member.address, member.info)
+        if member.host:
+            log.info("%s of %s has joined", member.address, member.host)
+            self._cores.add_pool(member.info, ready)
         self._cores.post_pools(event)
         self._hub.admit(member.address)
-        self._hub.send(HUB, member.address, wire.Welcome(tuple(peers)))
+        self._hub.send(HUB, member.address, wire.Welcome(tuple(peers), monotonic_ns()))
         for peer in peers:
             self._hub.send(HUB, peer.address, wire.PeerJoined(newcomer))
         self._cores.post(ROUTER, event)
@@ -175,11 +269,18 @@ class Team:
         if member is None:
             return
         self.members.heard(member)
-        if isinstance(message, wire.Pong):
-            self.members.pong(member, message.step_ns)
-        elif isinstance(message, Report):
-            member.report = message
-            member.preemptions = wire.decode_payload(payload, wire.WorkerCounts).preemptions
+        match message:
+            case wire.Pong(step_ns):
+                self.members.pong(member, step_ns)
+            case wire.Retire():
+                self._cores.post(ROUTER, DrainAsked(source))
+            case wire.Farewell() if member.host:
+                self.members.gone(member, "it was told to end, and has finished what it had")
+            case Report():
+                member.report = message
+                member.preemptions = wire.decode_payload(payload, wire.WorkerCounts).preemptions
+            case _:
+                pass
         if not isinstance(message, wire.Control):
             self._owner.told(source, target, message, payload)
 
@@ -207,17 +308,22 @@ class Team:
 def check_names(config: ServiceConfig) -> None:
     """Raises ConfigError for workers whose names or leanings cannot be."""
     names = [w.name for w in config.workers]
-    if not names:
-        raise ConfigError("a service needs at least one worker")
-    taken = {ROUTER.name, HUB.name, *(f"pool{i}" for i in range(len(names)))}
-    for name in names:
-        if names.count(name) > 1 or name in taken or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"worker name {name!r} is taken, or not of letters, digits, '-' and '_'")
+    if not names and not config.listen:
+        raise ConfigError("a service needs at least one worker, or --listen for those of other hosts")
     for worker in config.workers:
-        if worker.leaning not in ("prefill", "decode", "mixed"):
-            raise ConfigError(
-                f"worker {worker.name}: leaning {worker.leaning!r} is none of prefill, decode, mixed"
-            )
+        if names.count(worker.name) > 1 or not worker.name:
+            raise ConfigError(f"worker name {worker.name!r} is taken")
+        check_worker(worker.name, worker.leaning)
+
+
+def check_worker(name: str, leaning: str) -> None:
+    """Raises ConfigError. An empty name is any."""
+    plain = name.replace("-", "").replace("_", "")
+    taken = name in (ROUTER.name, HUB.name) or (name.startswith("pool") and name[4:].isdigit())
+    if taken or (name and not (plain.isascii() and plain.isalnum())) or len(name) > NAME_MAX:
+        raise ConfigError(f"worker name {name!r} is taken, or not of letters, digits, '-' and '_'")
+    if leaning not in ("prefill", "decode", "mixed"):
+        raise ConfigError(f"worker {name}: leaning {leaning!r} is none of prefill, decode, mixed")
 
 
 def _status_of(member: Member, pid: int | None) -> InstanceStatus:
@@ -229,4 +335,5 @@ def _status_of(member: Member, pid: int | None) -> InstanceStatus:
         state="draining" if draining else member.state.value,
         pid=pid,
         report=member.report,
+        host=member.host,
     )

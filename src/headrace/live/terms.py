@@ -25,9 +25,14 @@ class Terms:
             "block_size": spec.block_size,
             "spec": spec,
             "vocabulary": model.vocabulary,
+            "length_max": model.length_max,
         }
         if model.fingerprint:
             self._expected["fingerprint"] = model.fingerprint
+
+    def consider(self, apply: wire.Apply) -> None:
+        """Of one that has not loaded yet. Raises IncompatiblePeer naming the first field that differs."""
+        wire.check_compatible(self._expected, apply)
 
     def accept(self, hello: wire.Hello) -> None:
         """Raises IncompatiblePeer naming the first field that differs."""

@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from headrace.live.settings import WorkerConfig
 from headrace.types.errors import IncompatiblePeer
 from headrace.types.ids import Address
 from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.payload import Emission, SequencePayload
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Counted up when frames or messages change."""
 
 T = TypeVar("T")
@@ -36,6 +37,31 @@ class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What is promised in place of equal bits, if it is less."""
 
 
+class Apply(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """First message of a worker that was started by hand, before it loads anything: who it would be, and what it would load."""
+
+    protocol: int = PROTOCOL
+    name: str = ""
+    """Empty: any."""
+    leaning: str
+    host: str
+    """Where it runs, as people call it."""
+    fingerprint: str
+    dtype: str
+    block_size: int
+    spec: KVSpec
+    vocabulary: int
+    length_max: int
+    blocks: tuple[int, ...]
+    """Of its pool, per group."""
+
+
+class Offer(msgspec.Struct, frozen=True, tag=True):
+    """A place in the service. What only the worker's host can know is left open: the pools' descriptors, threads, folders."""
+
+    config: WorkerConfig
+
+
 COMPARED = (
     ("protocol", "protocol version"),
     ("fingerprint", "model fingerprint"),
@@ -43,9 +69,10 @@ COMPARED = (
     ("block_size", "block size"),
     ("spec", "KV spec"),
     ("vocabulary", "vocabulary"),
+    ("length_max", "longest sequence (--max-model-len)"),
     ("numerics", "numerics id"),
 )
-"""Fields of `Hello` that must agree, and how they are called."""
+"""Fields of `Hello` and `Apply` that must agree, and how they are called."""
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True):
@@ -59,12 +86,34 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     """The hub takes the worker in; these are its peers."""
 
     peers: tuple[Member, ...]
+    now_ns: int = 0
+    """The service's clock."""
 
 
 class NotWelcome(msgspec.Struct, frozen=True, tag=True):
     """The hub refuses the worker, which ends."""
 
     reason: str
+    again: bool = False
+    """It may ask once more, later."""
+
+
+class Dismissed(msgspec.Struct, frozen=True, tag=True):
+    """The worker is no member any more, and its peers know. It was given up for dead, or ran over a deadline."""
+
+    reason: str
+
+
+class Retire(msgspec.Struct, frozen=True, tag=True):
+    """The worker would end in order: give it nothing new, and tell its core to drain."""
+
+
+class Farewell(msgspec.Struct, frozen=True, tag=True):
+    """The worker has finished what it had, and ends."""
+
+
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """Nothing: sent to see whether the connection is there."""
 
 
 class PeerJoined(msgspec.Struct, frozen=True, tag=True):
@@ -79,6 +128,9 @@ class PeerLeft(msgspec.Struct, frozen=True, tag=True):
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answer with `Pong`."""
+
+    now_ns: int = 0
+    """The service's clock."""
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):
@@ -103,7 +155,23 @@ class WorkerCounts(msgspec.Struct, frozen=True):
     preemptions: int = 0
 
 
-Control = Hello | Welcome | NotWelcome | PeerJoined | PeerLeft | Ping | Pong | Leave | Immediate
+Control = (
+    Hello
+    | Apply
+    | Offer
+    | Welcome
+    | NotWelcome
+    | Dismissed
+    | Retire
+    | Farewell
+    | PeerJoined
+    | PeerLeft
+    | Ping
+    | Pulse
+    | Pong
+    | Leave
+    | Immediate
+)
 
 Payload = SequencePayload | tuple[Emission, ...] | WorkerCounts | None
 """Attached to `Start`, to `Tail` and `Tokens`, to `Report`."""
@@ -138,9 +206,9 @@ def decode_payload(frame: bytes, kind: type[T]) -> T:
     return msgspec.msgpack.decode(frame, type=kind)
 
 
-def check_compatible(expected: dict[str, Any], hello: Hello) -> None:
-    """Raises IncompatiblePeer naming the first field that differs."""
+def check_compatible(expected: dict[str, Any], said: Hello | Apply) -> None:
+    """Raises IncompatiblePeer naming the first field that differs, of those that are said."""
     for field, name in COMPARED:
-        if field in expected and getattr(hello, field) != expected[field]:
-            theirs, ours = getattr(hello, field), expected[field]
+        theirs, ours = getattr(said, field, None), expected.get(field)
+        if theirs is not None and ours is not None and theirs != ours:
             raise IncompatiblePeer(f"the {name} differs: the worker has {theirs}, the service has {ours}")

@@ -5,6 +5,7 @@ Life cycle:
  2. The executor is made, on its own thread (imports, weights, self-test); then `Hello`.
  3. `Welcome`: the core is made, and told of its peers. From here on it does what the router says.
  4. It ends by `Leave`, by `NotWelcome`, by an error that is not one sequence's own (status 1, so that it is restarted), or with its parent.
+One that joined from another host (`live.joining`) has no parent: it ends when its connection does, too, and by `retire`, in order.
 
 To wire it (`cli/worker.py`):
 
@@ -33,6 +34,7 @@ import uvloop
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Link
+from headrace.live.clock import Clock
 from headrace.live.drawn import Drawn
 from headrace.live.journal import Header, InstanceSettings, Journal, remake
 from headrace.live.loop import CoreLoop, Node
@@ -45,6 +47,7 @@ from headrace.types.errors import HeadraceError, IncompatiblePeer
 from headrace.types.events import (
     Close,
     Command,
+    Event,
     Execute,
     Landed,
     PeerLost,
@@ -140,11 +143,25 @@ async def _serve(config: WorkerConfig, make_executor: MakeExecutor) -> None:
     await worker.ended
 
 
+class Dismissal(HeadraceError):
+    """The service goes on without this worker."""
+
+
 class Worker:
     """See the module. Everything but the executor runs on the loop's thread."""
 
-    def __init__(self, config: WorkerConfig, make_executor: MakeExecutor) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        make_executor: MakeExecutor,
+        link: Link | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`link` and `clock`: of one that joined."""
         self._config = config
+        self._clock = clock
+        self._now_ns: Callable[[], int] = clock or monotonic_ns
+        self._retiring = False
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._pools = {p.pool: Pool(p.fd, p.layout) for p in config.pools}
@@ -155,11 +172,11 @@ class Worker:
         self._reporting: asyncio.TimerHandle | None = None
         buffers = self._pools[config.info.pool].buffers()
         self._transport = open_transport(config.transport, self._site(buffers))
-        self._link = Link(config.address, config.endpoint, self._receive, self._fail)
-        self._steps = Steps(
-            partial(make_executor, config, buffers), self._loaded, self._step_done, self._fail
-        )
-        self._node: Node
+        self._link = link or Link(config.address, config.endpoint, self._receive, self.fail)
+        self._link.receive = self._receive
+        self._steps = Steps(partial(make_executor, config, buffers), self._loaded, self._step_done, self.fail)
+        self._node: Node | None = None
+        """From `Welcome` on."""
 
     def _site(self, buffers: list[memoryview]) -> Site:
         model = self._config.model
@@ -167,7 +184,7 @@ class Worker:
 
         def target(peer: Address) -> list[memoryview] | None:
             info = self._peers.get(peer)
-            return None if info is None else memory[info.pool]
+            return None if info is None else memory.get(info.pool)
 
         return Site(
             source=buffers,
@@ -175,17 +192,41 @@ class Worker:
             block_bytes=tuple(model.spec.block_bytes(g) for g in range(len(model.spec.groups))),
             layers=tuple(len(g.layers) for g in model.spec.groups),
             landed=lambda peer, slot, weight: self._link.send(peer, wire.Immediate(slot, weight)),
-            written=lambda write, ok: self._node.post(Written(write, ok)),
+            written=lambda write, ok: self._post(Written(write, ok)),
             call=self._loop.call_soon_threadsafe,
         )
 
     def lost(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback failed: nobody knows what it left undone."""
-        self._fail(context.get("exception") or RuntimeError(context["message"]))
+        self.fail(context.get("exception") or RuntimeError(context["message"]))
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """The worker ends with this error."""
         if not self.ended.done():
             self.ended.set_exception(error)
+
+    def retire(self, within_ns: int) -> None:
+        """Take nothing new, finish what is here, and end; what is not finished in time goes on elsewhere."""
+        if self._retiring or self._node is None:
+            self._end()
+            return
+        self._retiring = True
+        self._link.send(HUB, wire.Retire())
+        self._loop.call_later(within_ns / 1e9, self._farewell)
+        self._report_soon()
+
+    def _farewell(self) -> None:
+        if not self.ended.done():
+            self._link.send(HUB, wire.Farewell())
+            self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _post(self, event: Event) -> None:
+        assert self._node is not None, f"{event} before the core is made"
+        self._node.post(event)
 
     # Joining
 
@@ -201,19 +242,24 @@ class Worker:
         core = remake(header)
         if config.journals:
             core = Journal(core, Path(config.journals), header)
-        self._node = CoreLoop(self._fail).add(core, self._carry)
+        self._hear(message.now_ns)
+        self._node = CoreLoop(self.fail, self._now_ns).add(core, self._carry)
         for peer in message.peers:
             self._joined(peer)
         self._report_soon()
 
+    def _hear(self, now_ns: int) -> None:
+        if self._clock is not None:
+            self._clock.hear(now_ns)
+
     def _joined(self, peer: wire.Member) -> None:
         self._peers[peer.address] = peer.info
-        self._node.post(PeerUp(peer.address, peer.info))
+        self._post(PeerUp(peer.address, peer.info))
 
     def _left(self, peer: wire.Member) -> None:
         self._peers.pop(peer.address, None)
         self._transport.forget(peer.address)
-        self._node.post(PeerLost(peer.address, peer.info))
+        self._post(PeerLost(peer.address, peer.info))
 
     # What comes in
 
@@ -221,27 +267,32 @@ class Worker:
         self, source: Address, target: Address, message: AnyMessage | wire.Control, payload: bytes
     ) -> None:
         match message:
-            case wire.Immediate(slot, weight):
-                self._node.post(Landed(Slot(slot), weight))
-            case wire.Ping():
+            case wire.Ping(now_ns):
+                self._hear(now_ns)
                 since_ns = self._steps.since_ns
                 self._link.send(HUB, wire.Pong(monotonic_ns() - since_ns if since_ns else 0))
+            case wire.Pulse():
+                pass
+            case wire.Dismissed(reason):
+                self.fail(Dismissal(f"{self._config.address} was dismissed from the service: {reason}"))
+            case wire.Immediate(slot, weight):
+                self._post(Landed(Slot(slot), weight))
             case wire.Welcome():
                 self._welcome(message)
             case wire.NotWelcome(reason):
-                self._fail(IncompatiblePeer(f"{self._config.address} was refused: {reason}"))
+                self.fail(IncompatiblePeer(f"{self._config.address} was refused: {reason}"))
             case wire.PeerJoined(peer):
                 self._joined(peer)
             case wire.PeerLeft(peer):
                 self._left(peer)
             case wire.Leave():
-                if not self.ended.done():
-                    self.ended.set_result(None)
-            case wire.Hello() | wire.Pong():
+                log.info("the service ends, and %s with it", self._config.address)
+                self._end()
+            case wire.Hello() | wire.Pong() | wire.Apply() | wire.Offer() | wire.Retire() | wire.Farewell():
                 log.warning("%s has no business here", message)
             case _:
                 self._attached(message, payload)
-                self._node.post(Received(source, message))
+                self._post(Received(source, message))
                 self._report_soon()
 
     def _attached(self, message: AnyMessage, payload: bytes) -> None:
@@ -260,7 +311,7 @@ class Worker:
 
     def _step_done(self, result: StepResult, emissions: tuple[Emission, ...]) -> None:
         self._drawn.add(emissions)
-        self._node.post(StepDone(result))
+        self._post(StepDone(result))
         self._report_soon()
 
     # What the core wants
@@ -271,7 +322,7 @@ class Worker:
                 self._link.send(target, message, self._attach(message))
             case Execute(plan):
                 self._count_preemptions(plan)
-                self._steps.execute(plan, self._node.post)
+                self._steps.execute(plan, self._post)
             case Close(key):
                 self._steps.close(key)
                 self._drawn.close(key)
@@ -302,10 +353,14 @@ class Worker:
 
     def _report(self) -> None:
         self._reporting = None
-        report = self._node.core.observe(monotonic_ns())
+        assert self._node is not None
+        report = self._node.core.observe(self._now_ns())
         assert report is not None
         counts = wire.WorkerCounts(preemptions=self._preemptions)
         self._link.send(self._config.router, report, wire.encode_payload(counts))
-        if report.waiting or report.running or report.held or report.receiving:
+        busy = report.waiting or report.running or report.held or report.receiving or report.sending
+        if self._retiring and report.draining and not busy:
+            self._farewell()
+        elif busy or self._retiring:
             # Not everything that ends work is a message or a step: writes and deadlines do, too.
             self._report_soon()

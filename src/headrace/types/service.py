@@ -30,6 +30,8 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     pid: int | None = None
     """Its process, while there is one."""
     report: Report | None = None
+    host: str = ""
+    """Of one that joined from elsewhere; empty: the service's own."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
