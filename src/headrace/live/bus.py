@@ -204,7 +204,7 @@ class Hub:
     def refuse(self, address: Address, reason: str) -> None:
         self._tell(address, wire.NotWelcome(reason))
 
-    def offer(self, visitor: bytes, offer: wire.Offer) -> None:
+    def offer(self, visitor: bytes, offer: wire.Invitation) -> None:
         """The visitor is this address from now on; it may say `Hello`."""
         address = offer.config.address
         assert self._door is not None

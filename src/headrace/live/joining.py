@@ -81,7 +81,7 @@ class Approach:
     """One connection, from knocking on. `offer` is done when the service has answered."""
 
     def __init__(self, joining: Joining, endpoint: str, clock: Clock) -> None:
-        self.offer: asyncio.Future[wire.Offer] = asyncio.get_running_loop().create_future()
+        self.offer: asyncio.Future[wire.Invitation] = asyncio.get_running_loop().create_future()
         self._lost: Callable[[Exception], None] = self._failed
         self._ended: HeadraceError | None = None
         self._joining = joining
@@ -133,7 +133,7 @@ class Approach:
         self, source: Address, target: Address, message: AnyMessage | wire.Control, payload: bytes
     ) -> None:
         match message:
-            case wire.Offer(config):
+            case wire.Invitation(config):
                 self.link.address = config.address
                 if not self.offer.done():
                     self.offer.set_result(message)
@@ -144,7 +144,7 @@ class Approach:
                 log.debug("not heard yet: %s", message)
 
 
-async def approach(joining: Joining, clock: Clock) -> tuple[Approach, wire.Offer]:
+async def approach(joining: Joining, clock: Clock) -> tuple[Approach, wire.Invitation]:
     """Knock until there is an answer. Raises IncompatiblePeer, or ConfigError when it takes too long or the secrets differ."""
     end = monotonic() + joining.timeout_ns / 1e9
     pause_s, spoken, strangers = PAUSE_S, monotonic() - PROGRESS_S, 0
@@ -166,7 +166,7 @@ async def approach(joining: Joining, clock: Clock) -> tuple[Approach, wire.Offer
         pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
 
-async def _knock(joining: Joining, clock: Clock) -> tuple[Approach, wire.Offer]:
+async def _knock(joining: Joining, clock: Clock) -> tuple[Approach, wire.Invitation]:
     where = f"{joining.host}:{joining.port}"
     loop = asyncio.get_running_loop()
     try:
@@ -220,7 +220,7 @@ async def serve_joined(joining: Joining, make_executor: MakeExecutor) -> None:
         pool.close()
 
 
-def configured(joining: Joining, offer: wire.Offer, pool: Pool) -> WorkerConfig:
+def configured(joining: Joining, offer: wire.Invitation, pool: Pool) -> WorkerConfig:
     """The offer, completed by what only this host knows."""
     own = SharedPool(offer.config.info.pool, os.dup(pool.fd), pool.layout)
     return replace(

@@ -219,7 +219,7 @@ class Team:
         offer = replace(
             self._configure(member.address), parent=0, endpoint="", pools=(), threads=0, options={}
         )
-        self._hub.offer(visitor, wire.Offer(replace(offer, instance=instance)))
+        self._hub.offer(visitor, wire.Invitation(replace(offer, instance=instance)))
         self.members.watch()
 
     def _gone(self, address: Address) -> None:

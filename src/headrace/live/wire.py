@@ -56,7 +56,7 @@ class Apply(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of its pool, per group."""
 
 
-class Offer(msgspec.Struct, frozen=True, tag=True):
+class Invitation(msgspec.Struct, frozen=True, tag=True):
     """A place in the service. What only the worker's host can know is left open: the pools' descriptors, threads, folders."""
 
     config: WorkerConfig
@@ -158,7 +158,7 @@ class WorkerCounts(msgspec.Struct, frozen=True):
 Control = (
     Hello
     | Apply
-    | Offer
+    | Invitation
     | Welcome
     | NotWelcome
     | Dismissed

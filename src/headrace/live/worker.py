@@ -288,7 +288,14 @@ class Worker:
             case wire.Leave():
                 log.info("the service ends, and %s with it", self._config.address)
                 self._end()
-            case wire.Hello() | wire.Pong() | wire.Apply() | wire.Offer() | wire.Retire() | wire.Farewell():
+            case (
+                wire.Hello()
+                | wire.Pong()
+                | wire.Apply()
+                | wire.Invitation()
+                | wire.Retire()
+                | wire.Farewell()
+            ):
                 log.warning("%s has no business here", message)
             case _:
                 self._attached(message, payload)
