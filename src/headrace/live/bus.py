@@ -198,8 +198,11 @@ class Hub:
         return bytes(door.zmq.get(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
 
     def admit(self, address: Address) -> None:
-        """From now on it is a member."""
+        """From now on it is a member; one that nobody has heard of will be a local one."""
         self._members[address] = None
+        if address not in self._routes:
+            self._routes[address] = self._local, _identity(address)
+            self._callers[_identity(address)] = address
 
     def refuse(self, address: Address, reason: str) -> None:
         self._tell(address, wire.NotWelcome(reason))

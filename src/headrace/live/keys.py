@@ -60,6 +60,8 @@ def door_of(text: str, flag: str, port_min: int = 1) -> tuple[str, int]:
     """HOST and PORT of "HOST:PORT" or "[HOST]:PORT". Raises ConfigError naming the flag."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
+    if host.startswith("[") != host.endswith("]"):
+        bare = ""
     if not colon or not bare or not port.isascii() or not port.isdigit() or not port_min <= int(port) < 2**16:
         raise ConfigError(f"{flag} {text!r} is not HOST:PORT")
     if ":" in bare and host == bare:

@@ -51,7 +51,7 @@ from headrace.types.events import (
     Submitted,
     Withdrawn,
 )
-from headrace.types.ids import Address, BlockHash, RequestId
+from headrace.types.ids import Address, BlockHash, PoolId, RequestId
 from headrace.types.messages import AnyMessage, Start, Tokens
 from headrace.types.payload import Chunk, Emission, Submission
 from headrace.types.service import ServiceInfo, ServiceStatus
@@ -70,6 +70,8 @@ class Service:
         Raises ConfigError for what can be known to be wrong now.
         """
         check_names(config)
+        if config.listen and keys is None:
+            raise ConfigError("--listen needs a secret: give --secret-file FILE")
         if config.listen and config.record is not None:
             raise ConfigError("--record keeps services of one host: leave --listen out")
         engine_policies(config.engine)
@@ -177,6 +179,16 @@ class Service:
         self._store.fail_all(RequestFailed("the service has failed; its log says why"))
         if not self.failed.done():
             self.failed.set_exception(error)
+
+    @property
+    def door(self) -> str:
+        """HOST:PORT where workers of other hosts join; empty: nowhere."""
+        return self._team.door
+
+    @property
+    def pool_ids(self) -> tuple[PoolId, ...]:
+        """Of the pools that are there."""
+        return tuple(self._cores.pool_cores)
 
     # What the team says
 

@@ -120,8 +120,7 @@ class Team:
 
     def _listen(self) -> None:
         """Raises ConfigError naming the flag."""
-        if self._keys is None:
-            raise ConfigError("--listen needs a secret: give --secret-file FILE")
+        assert self._keys is not None
         listen = self._config.listen
         host, port = door_of(listen, "--listen", port_min=0)
         try:

@@ -69,7 +69,7 @@ COMPARED = (
     ("block_size", "block size"),
     ("spec", "KV spec"),
     ("vocabulary", "vocabulary"),
-    ("length_max", "longest sequence (--max-model-len)"),
+    ("length_max", "length limit --max-model-len"),
     ("numerics", "numerics id"),
 )
 """Fields of `Hello` and `Apply` that must agree, and how they are called."""
