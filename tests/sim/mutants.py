@@ -9,6 +9,7 @@ from headrace.engine import memory
 from headrace.engine.memory import Memory
 from headrace.engine.scheduler import Scheduler
 from headrace.engine.sequence import Sequence
+from headrace.kv import frames
 from headrace.kv.pool import BlockPool
 from headrace.kv.segments import Segments
 from headrace.nodes import switching
@@ -20,6 +21,7 @@ from headrace.nodes.pool import PoolCore
 from headrace.nodes.receiving import Incoming, Receiving
 from headrace.nodes.router import Router, Stage
 from headrace.nodes.sending import Sending
+from headrace.nodes.tiering import Tiering
 from headrace.sim.network import Network, Session
 from headrace.sim.scenarios import World
 from headrace.transfer.source import Outgoing
@@ -456,3 +458,62 @@ def what_is_kept_migrates(patch: pytest.MonkeyPatch) -> None:
 def who_joins_later_has_the_old_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(switching.Switching, "joined", lambda self, instance, info: None)
     patch.setattr(Instance, "_refusal", lambda self, message: None)
+
+
+# Tiers below a pool.
+
+
+def tiered(world: World) -> bool:
+    return world.tiers is not None
+
+
+@mutant(tiered)
+def a_block_is_free_before_its_copy_is_made(patch: pytest.MonkeyPatch) -> None:
+    demote, come_back = BlockPool.demote, BlockPool.come_back
+
+    def at_once(self: BlockPool):
+        entry = demote(self)
+        come_back(self, entry.block)
+        return entry
+
+    def if_away(self: BlockPool, block: int) -> None:
+        if any(first <= block < first + count for first, count in self.away[0].runs()):
+            come_back(self, block)
+
+    patch.setattr(BlockPool, "demote", at_once)
+    patch.setattr(BlockPool, "come_back", if_away)
+
+
+@mutant(lambda world: tiered(world) and world.tier_faults.torn_share > 0)
+def what_comes_from_disk_is_not_checked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames, "verify", lambda *_: frames.Verdict.GOOD)
+
+
+@mutant(lambda world: tiered(world) and "failed tier" in world.kinds)
+def a_load_that_failed_is_served(patch: pytest.MonkeyPatch) -> None:
+    loaded = Tiering._loaded
+
+    def trusting(self: Tiering, promotion, load, ok, now_ns: int) -> None:
+        loaded(self, promotion, load, (True,) * len(ok), now_ns)
+
+    patch.setattr(Tiering, "_loaded", trusting)
+
+
+@mutant(tiered)
+def a_look_up_is_answered_before_its_blocks_are_filled(patch: pytest.MonkeyPatch) -> None:
+    begin = Tiering._begin
+
+    def trusting(self: Tiering, chain, here: int, now_ns: int):
+        promotion = begin(self, chain, here, now_ns)
+        if promotion is not None:
+            promotion.good = {name: self.tiers.where(name) for name in promotion.names}
+            self._end(promotion, now_ns)
+        return
+
+    def late(self: Tiering, promotion, load, ok, now_ns: int) -> None:
+        for piece in load.pieces:
+            self.tiers.shelf(load.tier).unpin(piece.name)
+        del promotion.tickets[load.ticket]
+
+    patch.setattr(Tiering, "_begin", trusting)
+    patch.setattr(Tiering, "_loaded", late)

@@ -41,6 +41,10 @@ class BlockPool:
         self.leases: dict[Address, list[Segments]] = {}
         self.handles: dict[Holding, list[Locks]] = {}
         self.quarantine: dict[Address, list[Segments]] = {}
+        self.away = [Segments() for _ in blocks]
+        """On their way to a tier below, or from there: nobody's."""
+        self.evicted: list[BlockHash] | None = None
+        """If somebody wants to know: what was dropped from the index to lease its block."""
 
     def tell_changes(self) -> None:
         """From now on `changes` says what enters and leaves the index."""
@@ -65,7 +69,7 @@ class BlockPool:
         return self.trees[kinds.index(GroupKind.FULL) if GroupKind.FULL in kinds else 0]
 
     def available(self) -> tuple[int, ...]:
-        """Blocks that are free or evictable, per group."""
+        """Blocks that are free or evictable, per group; not what is on its way to a tier or from there."""
         return tuple(f.total + t.evictable for f, t in zip(self.free, self.trees, strict=True))
 
     # Leases
@@ -78,8 +82,7 @@ class BlockPool:
         """Lease up to `count` blocks, evicting cached ones if it must."""
         free, tree = self.free[group], self.trees[group]
         count = min(count, free.total + tree.evictable)
-        while free.total < count:
-            free.add(tree.evict(), 1)
+        self._free_up(group, count)
         runs = free.take(count)
         for first, size in runs:
             self.leases[holder][group].add(first, size)
@@ -191,11 +194,48 @@ class BlockPool:
             table.append(run)
         return tuple(table), tuple(locks.end for locks in handle)
 
+    # Tiers below
+
+    def demote(self) -> Entry:
+        """Take the cached entry that the policy gives up first out of the index; its block is away. Only with one group."""
+        (tree,) = self.trees
+        entry = tree.take()
+        self.away[0].add(entry.block, 1)
+        return entry
+
+    def make_room(self, count: int) -> list[int]:
+        """Blocks that are away from now on, to be filled from a tier, at the cost of what is cached. At most what is available."""
+        self._free_up(0, count)
+        runs = self.free[0].take(count)
+        for first, size in runs:
+            self.away[0].add(first, size)
+        return [block for first, size in runs for block in range(first, first + size)]
+
+    def come_back(self, block: int) -> None:
+        """Nothing reads or writes it any more: it is free."""
+        self.away[0].remove(block, 1)
+        self.free[0].add(block, 1)
+
+    def promote(self, block: int, name: BlockHash, parent: BlockHash | None, depth: int, now_ns: int) -> bool:
+        """Index a block that was filled from a tier, as cache. False: what it hangs on is not there, and it is free."""
+        (tree,) = self.trees
+        if parent is not None and tree.get(parent) is None:
+            self.come_back(block)
+            return False
+        self.away[0].remove(block, 1)
+        entry = Entry(block, name, parent, depth, refs=1)
+        idle = tree.insert(entry)
+        if idle is not None:
+            self.free[0].add(idle.block, 1)
+        self._unlock(0, entry, now_ns)
+        return True
+
     def audit(self) -> None:
         """Every block has exactly one owner, and every index entry as many locks as handles say; else AssertionError."""
         for group, count in enumerate(self.blocks):
             owners: list[str] = [""] * count
             claims = [("free", first, size) for first, size in self.free[group].runs()]
+            claims += [("away", first, size) for first, size in self.away[group].runs()]
             for holder, lease in self.leases.items():
                 claims += [(f"leased to {holder}", first, size) for first, size in lease[group].runs()]
             for holder, lease in self.quarantine.items():
@@ -221,6 +261,15 @@ class BlockPool:
             assert all(owners), f"block {owners.index('')} of group {group} has no owner"
             evictable = self.trees[group].evictable
             assert idle == evictable, f"group {group}: {idle} entries are idle, {evictable} are counted"
+
+    def _free_up(self, group: int, count: int) -> None:
+        """Evict until so many blocks are free."""
+        free, tree = self.free[group], self.trees[group]
+        while free.total < count:
+            entry = tree.take()
+            free.add(entry.block, 1)
+            if self.evicted is not None:
+                self.evicted.append(entry.hash)
 
     def _unlock(self, group: int, entry: Entry, now_ns: int) -> None:
         if self.trees[group].unlock(entry, now_ns):

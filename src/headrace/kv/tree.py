@@ -114,12 +114,16 @@ class PrefixTree:
 
     def evict(self) -> int:
         """Drop the lowest-ranked unlocked entry; its block id. Call only while `evictable` > 0."""
+        return self.take().block
+
+    def take(self) -> Entry:
+        """The same; the entry."""
         while True:
             offer = heappop(self._idle)
             entry = offer[2]
             if self._stands(offer):
                 self._remove(entry)
-                return entry.block
+                return entry
 
     def clear(self) -> list[int]:
         """Drop every unlocked entry; their blocks."""

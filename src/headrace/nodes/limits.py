@@ -72,6 +72,23 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where nothing has moved for so long and something waits for memory, what came last is given up."""
 
 
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The tiers below one pool. Counts are blocks."""
+
+    host_blocks: int
+    """Of host memory (`--host-cache`); what goes to disk goes through it."""
+    disk_blocks: int = 0
+    """Of local disk (`--disk-cache-size`)."""
+    ahead_blocks: int = 1
+    """Cached blocks are moved to host memory while fewer than these are free, so that leases find free ones."""
+    batch_blocks: int = 32
+    """At most so many are on their way into one tier at a time."""
+    load_ns: int = SECOND
+    """Whoever looks up a prefix waits so long for what is in a tier; then it is told of what is in the pool."""
+    recompute_ns: int = 0
+    """What computing one block takes; 0: not known. A tier that takes longer is not read."""
+
+
 class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of the router."""
 

@@ -10,13 +10,17 @@ Life cycle of a lease request:
 
 Life cycle of a dead holder's blocks: what it published stays valid; its unpublished extents are in quarantine until every instance that
 was alive has said `Quiet` (it writes there no more) or has ended itself.
+
+Below the pool's memory there may be host memory and disk (`nodes.tiering`): a look-up that goes on there is answered when that is loaded.
 """
 
 from dataclasses import dataclass
 
 from headrace.kv.pool import BlockPool
 from headrace.kv.tree import Eviction
-from headrace.types.events import Command, Event, PeerLost, PeerUp, Received, Send
+from headrace.nodes.limits import TierConfig
+from headrace.nodes.tiering import Tiering
+from headrace.types.events import Command, Event, PeerLost, PeerUp, Received, Send, WakeAt
 from headrace.types.ids import Address, PoolId
 from headrace.types.kv import BlockRun, KVSpec
 from headrace.types.messages import (
@@ -36,6 +40,7 @@ from headrace.types.messages import (
     Return,
     Trim,
 )
+from headrace.types.tiers import FlushAsked, Loaded, Recovered, Saved, Spilled
 
 
 @dataclass(slots=True)
@@ -66,9 +71,15 @@ class PoolCore:
         eviction: Eviction,
         *,
         listener: Address | None = None,
+        tiers: TierConfig | None = None,
     ) -> None:
         self.address = address
         self.blocks = BlockPool(pool, spec, blocks, eviction)
+        self.tiering: Tiering | None = None
+        """What lies below the pool's memory, if anything does."""
+        if tiers is not None:
+            self.tiering = Tiering(self.blocks, tiers, self._carry, self._send)
+        self._wake_ns = 0
         self._listener = listener
         self._told = 0
         """Messages to the listener."""
@@ -96,12 +107,18 @@ class PoolCore:
             case Received(source, message):
                 if source in self._peers:
                     self._message(source, message, now_ns)
+            case Saved() | Loaded() | Spilled() | Recovered() | FlushAsked():
+                assert self.tiering is not None
+                self.tiering.handle(event, now_ns)
             case _:
                 raise TypeError(f"a pool has no use for {event!r}")
 
     def settle(self, now_ns: int) -> list[Command]:
-        self._serve()
+        if self.tiering is None or not self.tiering.flushing:
+            self._serve()
         self._press()
+        if self.tiering is not None:
+            self._settle_tiers(self.tiering, now_ns)
         self._tell()
         out, self._out = self._out, []
         return out
@@ -119,12 +136,17 @@ class PoolCore:
                 self._gave(source)
             case Match(key, hashes, limit):
                 tokens, table = pool.match(source, key, hashes, limit, now_ns)
-                self._send(source, Matched(key, tokens, table))
+                # Where somebody is short of blocks none are taken for what can be computed.
+                below = None if self._queue else self.tiering
+                if below is None or not below.look_up(source, message, now_ns):
+                    self._send(source, Matched(key, tokens, table))
             case Publish(key, table, hashes, first):
                 pool.publish(source, key, table, hashes, first)
             case Trim(key, group, below):
                 pool.trim(source, key, group, below, now_ns)
             case Release(key):
+                if self.tiering is not None:
+                    self.tiering.released(source, key)
                 pool.release(source, key, now_ns)
                 self._gave(source)
             case Handover():
@@ -150,6 +172,8 @@ class PoolCore:
         for lost in list(self._writers):
             self._quiet(lost, peer)
         self._ended[peer.name] = peer.epoch
+        if self.tiering is not None:
+            self.tiering.forget(peer)
         if peer in self.blocks.leases:
             self.blocks.forget(peer, now_ns)
             early = self._early.pop(peer, {})
@@ -222,11 +246,25 @@ class PoolCore:
     def _tell(self) -> None:
         """What has changed in the prefix index."""
         if self._listener is None:
+            if self.tiering is not None:
+                self.tiering.tiers.changes.clear()
             return
         stored, removed = self.blocks.changes()
+        if self.tiering is not None:
+            stored, removed = self.tiering.listed(stored, removed)
         if stored or removed:
             self._told += 1
             self._send(self._listener, Indexed(self._told, stored, removed))
 
+    def _settle_tiers(self, tiering: Tiering, now_ns: int) -> None:
+        tiering.settle(now_ns)
+        due_ns = tiering.due_ns()
+        if due_ns and due_ns != self._wake_ns:
+            self._out.append(WakeAt(due_ns))
+        self._wake_ns = due_ns
+
     def _send(self, target: Address, message: AnyMessage) -> None:
         self._out.append(Send(target, message))
+
+    def _carry(self, command: Command) -> None:
+        self._out.append(command)

@@ -9,6 +9,7 @@ from headrace.nodes.router import Router
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.shell import Shell
+from headrace.sim.tiers import ContentTiers
 from headrace.types.events import Command, Event, Execute, Send, Write
 from headrace.types.hashing import block_hashes, root_of_version
 from headrace.types.ids import Address, BlockHash
@@ -140,6 +141,10 @@ def check_idle(shell: Shell) -> None:
         blocks.audit()
         if blocks.handles or blocks.quarantine:
             raise Violation(f"{pool.address}: left over {list(blocks.handles)} {list(blocks.quarantine)}")
+        if any(segments.total for segments in blocks.away):
+            raise Violation(f"{pool.address}: blocks are away for ever")
+        if pool.state.tiering is not None and not pool.state.tiering.idle:
+            raise Violation(f"{pool.address}: a tier was never heard of again")
     for worker in shell.workers.values():
         if worker.alive:
             _check_idle_worker(shell, worker)
@@ -164,6 +169,11 @@ def check_content(shell: Shell) -> None:
             for at, name in enumerate(block_hashes(root, ids, spec.block_size)):
                 span = slice(at * spec.block_size, (at + 1) * spec.block_size)
                 named[name] = [t[span].tobytes() for t in tags]
+    for below in shell.tiers.values():
+        assert isinstance(below, ContentTiers)
+        for name, payload in below.host.items():
+            if name in named and payload != named[name][0]:
+                raise Violation("host memory keeps a block that is not what it is named")
     for pool, memory in shell.pools.values():
         assert isinstance(pool.state, PoolCore)
         for group, tree in enumerate(pool.state.blocks.trees):

@@ -3,8 +3,8 @@
 Here stand the faults that strike at some moment; how late or unreliable messages and writes are all the time stands in `sim.network`.
 An ambush waits for the k-th message of some kind and strikes soon after, as it is in the midst of something that instances depend on each
 other.
-Two faults there are not. The router and the pools live in one process with the API: their death is the end of the service, which nobody
-survives who could notice, so it is no fault of a run. And a pool has no tiers yet, so none can be full.
+What the tiers below a pool do wrong stands in `sim.tiers`. One fault there is not: the router and the pools live in one process with the
+API, whose death is the end of the service, which nobody survives who could notice.
 """
 
 from collections import Counter

@@ -15,9 +15,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from headrace.nodes.instance import Instance
+from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.sim.run import Failure, Outcome, simulate
 from headrace.sim.scenarios import draw_world
+from headrace.sim.tiers import ContentTiers
 
 CHUNK = 25
 CPU_SECONDS_MAX = 60.0
@@ -168,6 +170,12 @@ def happened(outcome: Outcome) -> Counter[str]:
             "writes landed and used": router.counters.get("transfer_writes", 0),
         }
     )
+    for below in shell.tiers.values():
+        assert isinstance(below, ContentTiers)
+        counts.update(below.counts)
+    for pool, _ in shell.pools.values():
+        if isinstance(pool.state, PoolCore) and pool.state.tiering is not None:
+            counts.update(pool.state.tiering.counters)
     for worker in shell.workers.values():
         if isinstance(worker.state, Instance):
             counts["preemptions"] += worker.state.scheduler.preemptions

@@ -24,6 +24,7 @@ from headrace.sim.rng import KeyedRng
 from headrace.sim.scatter import Scatter, ScatterMoves, ScatterRoles
 from headrace.sim.scenarios import MILLI, SCATTER, World, draw_world
 from headrace.sim.shell import ROUTER, Place, Shell, pool_address
+from headrace.sim.tiers import ContentTiers
 from headrace.types.events import Command, Event
 from headrace.types.ids import Address, PoolId
 from headrace.types.messages import InstanceInfo
@@ -62,7 +63,8 @@ class Cores:
         if kind == "p":
             eviction = self._policy("kv.evict")
             blocks = world.pools[number]
-            return PoolCore(address, PoolId(number), world.spec, blocks, eviction, listener=ROUTER)
+            given = {"listener": ROUTER, "tiers": world.tiers}
+            return PoolCore(address, PoolId(number), world.spec, blocks, eviction, **given)
         return Instance(address, ROUTER, self.info(number), world.spec, self._policies, world.instance)
 
     def info(self, number: int) -> InstanceInfo:
@@ -144,7 +146,11 @@ def build(world: World, trace: Trace | None = None) -> Shell:
     shell.add_router(cores.at(ROUTER))
     for number, blocks in enumerate(world.pools):
         pool = PoolId(number)
-        shell.add_pool(pool, cores.at(pool_address(pool)), Memory(world.spec, blocks))
+        memory = Memory(world.spec, blocks)
+        node = shell.add_pool(pool, cores.at(pool_address(pool)), memory)
+        if world.tiers is not None:
+            below = ContentTiers(node, memory, shell.loop, shell.rng, world.tier_faults)
+            shell.tiers[node.address] = below
     for number in range(len(world.places)):
         shell.start(Place(f"i{number}", cores.info(number), cores.at))
     for ask in world.asks:

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 
 from headrace import registry
 from headrace.engine.memory import Memory
-from headrace.nodes.limits import Caching, InstanceConfig, Stream
+from headrace.nodes.limits import Caching, InstanceConfig, Stream, TierConfig
 from headrace.nodes.router import RouterConfig
 from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, Victim
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ROUTER, ShellConfig, pool_address
+from headrace.sim.tiers import TierFaults
 from headrace.types.hashing import block_hashes, chain_root
 from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
@@ -49,6 +50,8 @@ KINDS = (
     "drain",
     "broken request",
     "new weights",
+    "slow tier",
+    "failed tier",
 )
 """What may go wrong in a world. Deadlines, drains and requests that cannot be served are no faults, but they end things as those do."""
 DRAMATIC = (
@@ -103,12 +106,16 @@ class World:
     network: NetworkConfig
     asks: tuple[Ask, ...]
     faults: FaultPlan
+    tiers: TierConfig | None = None
+    """Below each pool."""
+    tier_faults: TierFaults = field(default_factory=TierFaults)
     options: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Of policies, by axis."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those of KINDS that are on."""
+        tiers = self.tier_faults
         network, faults, victims = self.network, self.faults, {a.victim for a in self.faults.ambushes}
         on = (
             network.late_share,
@@ -125,6 +132,8 @@ class World:
             faults.drains,
             faults.doomed,
             faults.switches,
+            self.tiers and tiers.slow_share,
+            self.tiers and (tiers.failed_share or tiers.torn_share),
         )
         return tuple(kind for kind, is_on in zip(KINDS, on, strict=True) if is_on)
 
@@ -135,6 +144,9 @@ def draw_world(seed: int) -> World:
     draws = Draws(rng, "world")
     crowd = draws.chance(0.03)
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
+    tiers = _draw_tiers(Draws(rng, "tiers"), spec)
+    if tiers is not None:
+        asks += _draw_again(Draws(rng, "asks again"), spec, asks)
     instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 3, 4, 4))
     places = _draw_places(Draws(rng, "places"), instances)
     instance = replace(
@@ -175,6 +187,8 @@ def draw_world(seed: int) -> World:
         router=_draw_router(Draws(rng, "router")),
         shell=shell,
         network=network,
+        tiers=tiers,
+        tier_faults=_draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
         faults=_draw_faults(rng, asks, names, serve, network.write_ns, "cluster.rebalance" in policies),
     )
@@ -224,6 +238,29 @@ def _draw_stages(draws: Draws) -> dict[str, int]:
 def _draw_caching(draws: Draws) -> Caching:
     steps = (Caching.INCREMENT, Caching.RETURN)
     return draws.pick((*steps, *steps, Caching.PREFILL, Caching.NONE))
+
+
+def _draw_tiers(draws: Draws, spec: KVSpec) -> TierConfig | None:
+    """Mostly too small for what is cached."""
+    if [group.kind for group in spec.groups] != [GroupKind.FULL] or draws.chance(0.4):
+        return None
+    return TierConfig(
+        host_blocks=draws.pick((1, 3, 8, 40)),
+        disk_blocks=draws.pick((0, 2, 8, 40)),
+        ahead_blocks=draws.pick((1, 2, 4)),
+        batch_blocks=draws.pick((1, 2, 8)),
+        load_ns=draws.pick((20, 200, 5000)) * MICRO,
+    )
+
+
+def _draw_tier_faults(draws: Draws) -> TierFaults:
+    return TierFaults(
+        host_ns=draws.pick((1, 5, 50)) * MICRO,
+        disk_ns=draws.pick((1, 20, 200)) * MICRO,
+        slow_share=draws.pick((0.1, 0.5)) if draws.chance(SHARE) else 0,
+        failed_share=draws.pick((0.05, 0.3)) if draws.chance(SHARE) else 0,
+        torn_share=draws.pick((0.1, 0.6)) if draws.chance(SHARE) else 0,
+    )
 
 
 def _draw_router(draws: Draws) -> RouterConfig:
@@ -443,3 +480,22 @@ def _draw_asks(draws: Draws, spec: KVSpec, count: int) -> tuple[Ask, ...]:
         )
         asks.append(Ask(request, SequencePayload(root, prompt, len(prompt), sampling)))
     return tuple(asks)
+
+
+def _draw_again(draws: Draws, spec: KVSpec, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
+    """Later requests whose prompts begin as earlier ones do: by then, what those left has been moved down."""
+    again: list[Ask] = []
+    for ask in asks * 2:
+        if draws.chance(0.3):
+            continue
+        prompt = ask.payload.token_ids + [draws.between(1, 40_000) for _ in range(draws.between(0, 4))]
+        request = replace(
+            ask.request,
+            id=RequestId(1 + len(asks) + len(again)),
+            prompt=len(prompt),
+            hashes=tuple(block_hashes(ask.payload.root, prompt, spec.block_size)),
+            arrival_ns=ask.request.arrival_ns + draws.between(100, 3000) * MICRO,
+            deadline_ns=NEVER_NS,
+        )
+        again.append(Ask(request, replace(ask.payload, token_ids=prompt, prompt=len(prompt))))
+    return tuple(again)

@@ -33,6 +33,7 @@ from headrace.types.events import (
 from headrace.types.ids import Address, PoolId, RequestId
 from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
 from headrace.types.request import Request
+from headrace.types.tiers import Drop, Flushed, Load, Save, Spill, TierCommand
 from headrace.types.weights import Committed, Completed, UseWeights
 
 ROUTER = Address("router")
@@ -93,6 +94,12 @@ class Users(Protocol):
         ...
 
 
+class BelowPool(Protocol):
+    """The tiers of one pool."""
+
+    def carry(self, command: TierCommand) -> None: ...
+
+
 class Carrier(Protocol):
     """Messages and block writes between nodes; see `sim.network` for what they may do."""
 
@@ -137,6 +144,8 @@ class Shell(Generic[U, C, W]):
         """Every incarnation that ever was; the index in a list is the order of settling."""
         self.pools: dict[PoolId, tuple[Node, Any]] = {}
         """Each core, and what stands in its blocks, if anything does."""
+        self.tiers: dict[Address, BelowPool] = {}
+        """By address of the pool's core."""
         self.workers: dict[Address, W] = {}
         """Live or not."""
         self._make_worker = make_worker
@@ -304,6 +313,8 @@ class Shell(Generic[U, C, W]):
                 case Committed() | Completed():
                     self.counts[type(command).__name__] += 1
                     self.switched(command)
+                case Save() | Load() | Spill() | Drop() | Flushed():
+                    self.tiers[node.address].carry(command)
                 case Execute() | Once() | Close() | Write() | UseWeights():
                     assert isinstance(node, Worker)
                     self._carry_work(node, command)

@@ -6,6 +6,7 @@ from headrace.types.ids import Address, RequestId, SequenceKey, Slot, StepId, Wr
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.request import FinishReason, Request, Timeline
+from headrace.types.tiers import TierCommand, TierEvent
 from headrace.types.weights import (
     Committed,
     Completed,
@@ -98,6 +99,7 @@ Event = (
     | SwitchAsked
     | SwitchDropped
     | WeightsReady
+    | TierEvent
 )
 
 
@@ -193,4 +195,5 @@ Command = (
     | UseWeights
     | Committed
     | Completed
+    | TierCommand
 )
