@@ -17,7 +17,7 @@ from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, 
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ROUTER, ShellConfig, pool_address
-from headrace.sim.tiers import TierFaults
+from headrace.sim.tiers import TierFaults, draw_tier_faults, draw_tiers
 from headrace.types.hashing import block_hashes, chain_root
 from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
@@ -144,7 +144,7 @@ def draw_world(seed: int) -> World:
     draws = Draws(rng, "world")
     crowd = draws.chance(0.03)
     asks = _draw_asks(Draws(rng, "asks"), spec, 24 if crowd else draws.pick((2, 4, 6, 8)))
-    tiers = _draw_tiers(Draws(rng, "tiers"), spec)
+    tiers = draw_tiers(Draws(rng, "tiers"), spec)
     if tiers is not None:
         asks += _draw_again(Draws(rng, "asks again"), spec, asks)
     instances = 6 if crowd else draws.pick((1, 2, 2, 2, 3, 3, 3, 4, 4))
@@ -188,7 +188,7 @@ def draw_world(seed: int) -> World:
         shell=shell,
         network=network,
         tiers=tiers,
-        tier_faults=_draw_tier_faults(Draws(rng, "tier faults")),
+        tier_faults=draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
         faults=_draw_faults(rng, asks, names, serve, network.write_ns, "cluster.rebalance" in policies),
     )
@@ -238,29 +238,6 @@ def _draw_stages(draws: Draws) -> dict[str, int]:
 def _draw_caching(draws: Draws) -> Caching:
     steps = (Caching.INCREMENT, Caching.RETURN)
     return draws.pick((*steps, *steps, Caching.PREFILL, Caching.NONE))
-
-
-def _draw_tiers(draws: Draws, spec: KVSpec) -> TierConfig | None:
-    """Mostly too small for what is cached."""
-    if [group.kind for group in spec.groups] != [GroupKind.FULL] or draws.chance(0.4):
-        return None
-    return TierConfig(
-        host_blocks=draws.pick((1, 3, 8, 40)),
-        disk_blocks=draws.pick((0, 2, 8, 40)),
-        ahead_blocks=draws.pick((1, 2, 4)),
-        batch_blocks=draws.pick((1, 2, 8)),
-        load_ns=draws.pick((20, 200, 5000)) * MICRO,
-    )
-
-
-def _draw_tier_faults(draws: Draws) -> TierFaults:
-    return TierFaults(
-        host_ns=draws.pick((1, 5, 50)) * MICRO,
-        disk_ns=draws.pick((1, 20, 200)) * MICRO,
-        slow_share=draws.pick((0.1, 0.5)) if draws.chance(SHARE) else 0,
-        failed_share=draws.pick((0.05, 0.3)) if draws.chance(SHARE) else 0,
-        torn_share=draws.pick((0.1, 0.6)) if draws.chance(SHARE) else 0,
-    )
 
 
 def _draw_router(draws: Draws) -> RouterConfig:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from headrace.kv import frames
+from headrace.nodes.limits import TierConfig
 from headrace.sim.loop import Loop
 from headrace.sim.memory import Memory
 from headrace.sim.nodes import Node
-from headrace.sim.rng import KeyedRng
+from headrace.sim.rng import Draws, KeyedRng
 from headrace.types.ids import BlockHash
+from headrace.types.kv import GroupKind, KVSpec
 from headrace.types.tiers import (
     Drop,
     Flushed,
@@ -199,3 +201,26 @@ class TimedTiers:
 
     def _tell(self, event: Saved | Loaded | Spilled) -> None:
         self._node.receive(event, self._loop.now_ns)
+
+
+def draw_tiers(draws: Draws, spec: KVSpec) -> TierConfig | None:
+    """Mostly too small for what is cached."""
+    if [group.kind for group in spec.groups] != [GroupKind.FULL] or draws.chance(0.4):
+        return None
+    return TierConfig(
+        host_blocks=draws.pick((1, 3, 8, 40)),
+        disk_blocks=draws.pick((0, 2, 8, 40)),
+        ahead_blocks=draws.pick((1, 2, 4)),
+        batch_blocks=draws.pick((1, 2, 8)),
+        load_ns=draws.pick((20, 200, 5000)) * 1000,
+    )
+
+
+def draw_tier_faults(draws: Draws) -> TierFaults:
+    return TierFaults(
+        host_ns=draws.pick((1, 5, 50)) * 1000,
+        disk_ns=draws.pick((1, 20, 200)) * 1000,
+        slow_share=draws.pick((0.1, 0.5)) if draws.chance(0.25) else 0,
+        failed_share=draws.pick((0.05, 0.3)) if draws.chance(0.25) else 0,
+        torn_share=draws.pick((0.1, 0.6)) if draws.chance(0.25) else 0,
+    )
