@@ -1,5 +1,7 @@
 """Small random models saved by transformers, and a scheduler simple enough to be right, for the tests of `compute`."""
 
+import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +14,15 @@ from torch import Tensor
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
 from headrace.compute.layers.decoder import Decoder
+from headrace.compute.memory import Memory
+from headrace.compute.memory.pages.memfd import MemfdPages
+from headrace.compute.memory.virtual import VirtualMemory
 from headrace.compute.pool import pool_tensors
 from headrace.compute.rows import Rows
 from headrace.compute.runner import Runner
 from headrace.types.hashing import chain_root
 from headrace.types.ids import BlockHash, RequestId, SequenceKey, StepId
-from headrace.types.kv import KVSpec, TableRun, table_runs
+from headrace.types.kv import KVSpec, Layout, TableRun, table_runs
 from headrace.types.payload import Emission, SamplingParams, SequencePayload
 from headrace.types.plan import Growth, Output, SequenceStart, StepPlan, Work
 from headrace.types.request import FinishReason
@@ -213,9 +218,11 @@ class Driver:
         return tuple(runs)
 
 
-def load(folder: Path, dtype: str = "auto", length: int = 256) -> tuple[Decoder, KVSpec]:
+def load(
+    folder: Path, dtype: str = "auto", length: int = 256, layout: Layout = Layout.HEAD_MAJOR
+) -> tuple[Decoder, KVSpec]:
     checkpoint = Checkpoint(folder)
-    spec = models.kv_spec(checkpoint, dtype=dtype, block_size=BLOCK_SIZE)
+    spec = models.kv_spec(checkpoint, dtype=dtype, block_size=BLOCK_SIZE, layout=layout)
     return models.load(checkpoint, dtype=dtype, length=length), spec
 
 
@@ -225,9 +232,53 @@ def open_driver(
     *,
     blocks: int = 64,
     eos: Sequence[int] = (),
-    buffers: Sequence[memoryview] | None = None,
+    memory: Memory | None = None,
 ) -> Driver:
-    """Put a runner under a driver."""
+    """Put a runner under a driver. By default on a pool of its own, paged or (token-major) virtual."""
     counts = [blocks] * len(spec.groups)
-    runner = Runner(model, spec, counts, eos_token_ids=eos, threads=1, buffers=buffers)
+    if memory is None and spec.layout is Layout.TOKEN_MAJOR:
+        memory = virtual(spec, PoolFile(spec, blocks), model.length)
+    runner = Runner(model, spec, counts, eos_token_ids=eos, threads=1, memory=memory)
     return Driver(runner, spec, blocks)
+
+
+class PoolFile:
+    """Memory of a pool that several runners may share: `blocks` of each group, one group after the other."""
+
+    def __init__(self, spec: KVSpec, blocks: int) -> None:
+        self.blocks = [blocks] * len(spec.groups)
+        sizes = [blocks * spec.block_bytes(g) for g in range(len(spec.groups))]
+        self.offsets = [sum(sizes[:g]) for g in range(len(sizes))]
+        self.fd = os.memfd_create("test")
+        os.ftruncate(self.fd, sum(sizes))
+        self._map = mmap.mmap(self.fd, sum(sizes))
+        view = memoryview(self._map)
+        spans = zip(self.offsets, sizes, strict=True)
+        self.buffers = [view[offset : offset + size] for offset, size in spans]
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def virtual(spec: KVSpec, pool: PoolFile, length: int, **options: Any) -> VirtualMemory:
+    """Closed by `close_all`."""
+    pages = MemfdPages(pool.fd)
+    made = VirtualMemory(
+        spec,
+        pool.blocks,
+        pool.buffers,
+        pages=pages,
+        offsets=pool.offsets,
+        length=length,
+        **{"ranges": 256} | options,
+    )
+    OPENED.append((made, pool))
+    return made
+
+
+OPENED: list[tuple[VirtualMemory, PoolFile]] = []
+
+
+def close_all() -> None:
+    while OPENED:
+        OPENED.pop()[0].close()

@@ -1,34 +1,54 @@
-import mmap
-
 import pytest
 import torch
 from msgspec.structs import replace
 
+from headrace.compute.memory import Memory
+from headrace.compute.memory.paged import PagedMemory
 from headrace.compute.pool import pool_tensors
 from headrace.ports import Executor
 from headrace.types.hashing import block_hashes
 from headrace.types.ids import BlockHash, RequestId, SequenceKey, StepId
+from headrace.types.kv import KVSpec, Layout
 from headrace.types.payload import Emission, SamplingParams, SequencePayload
 from headrace.types.plan import SequenceStart, StepPlan, Work
 from headrace.types.request import FinishReason
-from tests.compute.harness import BLOCK_SIZE, GREEDY, ROOT, Driver, key, load, make_model, open_driver
+from tests.compute.harness import (
+    BLOCK_SIZE,
+    GREEDY,
+    ROOT,
+    Driver,
+    PoolFile,
+    close_all,
+    key,
+    load,
+    make_model,
+    open_driver,
+    virtual,
+)
 
 SEEDED = SamplingParams(temperature=1.0, top_p=0.9, seed=11, tokens_max=10_000, logprobs=2)
 PROMPT = [(7 * i) % 160 for i in range(37)]
 
 
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """Two KV groups, so that every test covers several block tables."""
+@pytest.fixture(scope="module", params=Layout)
+def loaded(request, tmp_path_factory):
+    """Two KV groups, so that every test covers several block tables. The layout decides how memory is seen."""
     folder = tmp_path_factory.mktemp("qwen2")
     config = dict(num_key_value_heads=2, use_sliding_window=True, sliding_window=20, max_window_layers=1)
     make_model("qwen2", seed=5, **config).save_pretrained(folder)
-    return load(folder)
+    yield load(folder, layout=request.param)
+    close_all()
 
 
 @pytest.fixture
 def driver(loaded) -> Driver:
     return open_driver(*loaded)
+
+
+def on(pool: PoolFile, spec: KVSpec, length: int) -> Memory:
+    if spec.layout is Layout.TOKEN_MAJOR:
+        return virtual(spec, pool, length)
+    return PagedMemory(spec, pool.blocks, pool.buffers)
 
 
 def drawn(driver: Driver, steps: int = 20, params: SamplingParams = SEEDED, prompt=PROMPT) -> list[int]:
@@ -162,8 +182,8 @@ def test_handover_between_two_runners_on_one_memory(loaded):
     """One prefills into shared memory and draws token 0; the other maps the same memory and decodes."""
     model, spec = loaded
     expected = drawn(open_driver(model, spec))
-    memory = [mmap.mmap(-1, 64 * spec.block_bytes(g)) for g in range(len(spec.groups))]
-    source, target = (open_driver(model, spec, buffers=[memoryview(m) for m in memory]) for _ in range(2))
+    pool = PoolFile(spec, 64)
+    source, target = (open_driver(model, spec, memory=on(pool, spec, model.length)) for _ in range(2))
     source.add(key(1), PROMPT, SEEDED)
     source.run([key(1)], 1)
     track = target.add(key(1), PROMPT, SEEDED)
@@ -259,9 +279,9 @@ def test_pool_memory(loaded):
     memory = [memoryview(bytearray(8 * spec.block_bytes(g))) for g in range(2)]
     tensors = pool_tensors(spec, [8, 8], memory)
     tensors[1][3] = 1.0
-    start = 3 * spec.block_bytes(1)
-    assert torch.frombuffer(memory[1][start : start + 4], dtype=torch.float32).item() == 1.0
-    assert not any(memory[1][:start])
+    start, end = (n * spec.block_bytes(1) for n in (3, 4))
+    assert (torch.frombuffer(memory[1][start:end], dtype=torch.float32) == 1.0).all()
+    assert not any(memory[1][:start]) and not any(memory[1][end:])
     with pytest.raises(ValueError, match="group 0"):
         pool_tensors(spec, [9, 8], memory)
     with pytest.raises(ValueError, match="2 groups"):

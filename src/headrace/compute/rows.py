@@ -29,11 +29,14 @@ class Rows:
         self._free: list[int] = []
         self._grow(rows)
 
-    def acquire(self, token_ids: Sequence[int]) -> int:
-        """A row that holds these ids and an empty table."""
-        if not self._free:
+    def acquire(self, token_ids: Sequence[int], row: int | None = None) -> int:
+        """A row that holds these ids and an empty table: the one asked for, which must be free, or any."""
+        while not self._free or (row is not None and row >= len(self._ids)):
             self._grow(len(self._ids))
-        row = self._free.pop()
+        if row is None:
+            row = self._free.pop()
+        else:
+            self._free.remove(row)
         self._ids[row, : len(token_ids)] = token_ids
         for table in self._tables:
             table[row] = -1

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
 
+import msgspec
+
 from headrace.compute.layers.decoder import Decoder
-from headrace.compute.pool import pool_tensors
+from headrace.compute.memory import Memory
+from headrace.compute.memory.paged import PagedMemory
 from headrace.compute.rows import Rows, Span
 from headrace.compute.sampling import Logits, Sampler
 from headrace.types.hashing import block_hash
@@ -23,6 +26,7 @@ from headrace.types.ids import BlockHash, SequenceKey, StepId
 from headrace.types.kv import KVSpec
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
+from headrace.types.ranges import RangeCounts
 
 
 @dataclass(slots=True)
@@ -68,16 +72,22 @@ class Runner:
         eos_token_ids: Sequence[int],
         threads: int,
         buffers: Sequence[memoryview] | None = None,
+        memory: Memory | None = None,
     ):
-        """`blocks`: of the pool, per KV group. `buffers`: the pool's memory, see `pool_tensors`."""
+        """`blocks`: of the pool, per KV group. `buffers`: the pool's memory, see `pool_tensors`.
+
+        `memory`: how attention sees that pool; by default by block tables.
+        """
         self.model = model
-        self.pool = pool_tensors(spec, blocks, buffers)
+        self._memory = memory or PagedMemory(spec, blocks, buffers)
+        self.pool = self._memory.pool
         self._spec = spec
         self._eos_token_ids = tuple(eos_token_ids)
         self._threads = threads
         self._rows = Rows(spec, model.length)
         self._residents: dict[SequenceKey, Resident] = {}
         self._last = StepId(0)
+        self._token_bytes = sum(spec.block_bytes(g) // spec.block_size for g in range(len(spec.groups)))
 
     def open(self, key: SequenceKey, payload: SequencePayload) -> None:
         """Keep the ids and sampling of a sequence until `close`. What is wrong with them fails its first step."""
@@ -118,6 +128,9 @@ class Runner:
         if plan.base != self._last:
             raise ValueError(f"plan {plan.step} follows {plan.base}, but {self._last} was executed last")
         started_ns = monotonic_ns()
+        for key, reason in self._memory.prepare(plan).items():
+            resident = self._resident(key)
+            resident.error = resident.error or reason
         for key in plan.ends:
             self._end(self._resident(key))
         for start in plan.starts:
@@ -141,8 +154,19 @@ class Runner:
 
     def close(self, key: SequenceKey) -> None:
         """Forget a sequence. Unknown keys are ignored."""
+        self._memory.release(key)
         if resident := self._residents.pop(key, None):
             self._end(resident)
+
+    def ahead(self, plan: StepPlan) -> None:
+        """The plan will be executed behind those named before. From one other thread; returns at once."""
+        self._memory.ahead(plan)
+
+    def counts(self) -> RangeCounts:
+        """What became of virtual KV ranges. From any thread."""
+        tokens = sum(len(r.ids) for r in list(self._residents.values()) if r.row is not None)
+        used = tokens * self._token_bytes
+        return msgspec.structs.replace(self._memory.counts(), used_bytes=used)
 
     def _resident(self, key: SequenceKey) -> Resident:
         if key not in self._residents:
@@ -158,7 +182,7 @@ class Runner:
                 f"{start.key} starts with {start.total} tokens, but {len(resident.ids)} are known"
                 f" and it is {'' if resident.row is None else 'already '}running"
             )
-        resident.row = self._rows.acquire(resident.ids)
+        resident.row = self._rows.acquire(resident.ids, self._memory.row(start.key))
         resident.reported = start.hashed
         self._rows.extend(resident.row, start.table)
 
@@ -186,7 +210,7 @@ class Runner:
         if not runs:
             return iter(())
         spans, emits = zip(*runs, strict=True)
-        batch = self._rows.batch(spans, emits, self.pool, self._threads)
+        batch = self._memory.view(self._rows.batch(spans, emits, self.pool, self._threads))
         return iter(self.model.forward(batch, layers_done).numpy())
 
     def _conclude(
