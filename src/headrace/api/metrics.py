@@ -92,6 +92,23 @@ SOURCES = {
     "tokens_transferred": "external_kv_transfer",
 }
 """The service's counters that vLLM shows as `prompt_tokens_by_source`."""
+RANGE_COUNTERS = {
+    "blocks_mapped": "KV blocks mapped into the range of a sequence",
+    "blocks_in_place": "KV blocks that a new sequence's range had mapped already",
+    "blocks_unmapped": "KV blocks unmapped",
+    "map_calls": "Pieces of successive KV blocks mapped",
+    "map_ns": "Seconds spent on mapping, on any thread",
+    "stalls": "Steps that waited for a mapping",
+    "stall_ns": "Seconds that steps waited for mappings",
+}
+RANGE_GAUGES = {
+    "ranges_used": "Ranges that a sequence has",
+    "mapped_bytes": "KV bytes mapped into ranges",
+    "held_bytes": "KV bytes of the blocks that present sequences have, shared ones counted for each",
+    "used_bytes": "KV bytes of the tokens in them",
+    "resident_bytes": "Bytes of the worker's KV pool that exist",
+}
+"""Of virtual KV memory (`types.ranges.RangeCounts`)."""
 
 
 class StatusCollector(Collector):
@@ -158,6 +175,23 @@ class StatusCollector(Collector):
                 if instance.report is not None:
                     gauge.add_metric(values, getattr(instance.report, field))
         yield from (state, epoch, *gauges.values())
+        yield from self._ranges(status, labels)
+
+    def _ranges(self, status: ServiceStatus, labels: list[str]) -> Iterator[Metric]:
+        known = [instance for instance in status.instances if instance.ranges is not None]
+        if not known:
+            return
+        for kind, texts in ((CounterMetricFamily, RANGE_COUNTERS), (GaugeMetricFamily, RANGE_GAUGES)):
+            for field, text in texts.items():
+                timed = field.endswith("_ns")
+                name = f"headrace:kv_range_{field.removeprefix('ranges_').removesuffix('_ns')}{'_seconds' * timed}"
+                family = kind(name, text, labels=labels)
+                for instance in known:
+                    count = getattr(instance.ranges, field)
+                    family.add_metric(
+                        [self._info.model, instance.name, instance.leaning], count * 1e-9 if timed else count
+                    )
+                yield family
 
     def _gauge(self, name: str, text: str, value: float, values: list[str]) -> GaugeMetricFamily:
         gauge = GaugeMetricFamily(name, text, labels=LABELS)

@@ -5,11 +5,16 @@ from pathlib import Path
 
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
+from headrace.compute.memory import Memory
+from headrace.compute.memory.paged import PagedMemory
+from headrace.compute.memory.pages.memfd import MemfdPages
+from headrace.compute.memory.virtual import VirtualMemory
 from headrace.compute.numerics import prepare, self_test
 from headrace.compute.ops.backend import describe
 from headrace.compute.runner import Runner
-from headrace.live.settings import WorkerConfig
+from headrace.live.settings import SharedPool, WorkerConfig
 from headrace.live.worker import Loaded
+from headrace.types.kv import Layout
 
 
 def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memoryview]) -> Loaded:
@@ -19,23 +24,41 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
     spec = config.model.spec
     decoder = models.load(checkpoint, dtype=dtype, length=config.model.length_max)
     numerics = self_test(decoder, spec, config.threads)
-    blocks = next(p.layout.blocks for p in config.pools if p.pool == config.info.pool)
+    pool = next(p for p in config.pools if p.pool == config.info.pool)
     executor = Runner(
         decoder,
         spec,
-        blocks,
+        pool.layout.blocks,
         eos_token_ids=checkpoint.eos_token_ids,
         threads=config.threads,
-        buffers=buffers,
+        memory=memory_of(config, pool, buffers),
     )
     promise = "" if numerics.invariant else weaker_promise(spec.dtype)
     return Loaded(
         executor=executor,
         fingerprint=checkpoint.fingerprint(),
-        spec=models.kv_spec(checkpoint, dtype=dtype, block_size=spec.block_size),
+        spec=models.kv_spec(checkpoint, dtype=dtype, block_size=spec.block_size, layout=spec.layout),
         vocabulary=decoder.vocab,
         numerics=numerics.id if numerics.invariant else "",
         promise=promise,
+        ahead=executor.ahead,
+        counts=executor.counts,
+    )
+
+
+def memory_of(config: WorkerConfig, pool: SharedPool, buffers: Sequence[memoryview]) -> Memory:
+    """How attention sees the worker's pool: the order in which its KV lies says so. Raises Unmappable."""
+    spec, layout = config.model.spec, pool.layout
+    if spec.layout is Layout.HEAD_MAJOR:
+        return PagedMemory(spec, layout.blocks, buffers)
+    return VirtualMemory(
+        spec,
+        layout.blocks,
+        buffers,
+        pages=MemfdPages(pool.fd),
+        offsets=layout.offsets,
+        length=config.model.length_max,
+        ranges=2 * config.instance.sequences_max,
     )
 
 

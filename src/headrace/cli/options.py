@@ -133,6 +133,10 @@ class EngineOptions(DeploymentOptions):
 
     threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
     transport: str = Field("shm", description="How KV moves between separate pools")
+    memory: Literal["paged", "virtual"] = Field(
+        "paged",
+        description="How attention sees a sequence's KV: by its block table, or in one range of addresses",
+    )
     mixed_numerics: bool = Field(
         False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
     )

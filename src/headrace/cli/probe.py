@@ -9,9 +9,10 @@ from headrace.cli.wiring import Probe
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
 from headrace.types.errors import CheckpointError, ConfigError
+from headrace.types.kv import Layout
 
 
-def look(folder: Path, dtype: str, block_size: int, length: int) -> Probe:
+def look(folder: Path, dtype: str, block_size: int, length: int, layout: Layout) -> Probe:
     """Read the configuration and the tensors' names and shapes; `length` 0 is the model's own."""
     checkpoint = Checkpoint(folder)
     meant = models.context_length(checkpoint)
@@ -19,16 +20,16 @@ def look(folder: Path, dtype: str, block_size: int, length: int) -> Probe:
         raise ConfigError(f"--max-model-len {length} exceeds the {meant} tokens that the model is meant for")
     return Probe(
         fingerprint=checkpoint.fingerprint(),
-        spec=models.kv_spec(checkpoint, dtype=dtype, block_size=block_size),
+        spec=models.kv_spec(checkpoint, dtype=dtype, block_size=block_size, layout=layout),
         vocabulary=int(checkpoint.config["vocab_size"]),
         length_max=length or meant,
     )
 
 
 def main() -> int:
-    folder, dtype, block_size, length = sys.argv[1:]
+    folder, dtype, block_size, length, layout = sys.argv[1:]
     try:
-        found = look(Path(folder), dtype, int(block_size), int(length))
+        found = look(Path(folder), dtype, int(block_size), int(length), Layout(layout))
     except (CheckpointError, ConfigError) as error:
         sys.stderr.write(str(error))
         return 2

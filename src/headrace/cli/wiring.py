@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from headrace.live.settings import (
 )
 from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
-from headrace.types.kv import KVSpec
+from headrace.types.kv import KVSpec, Layout
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "headrace-python-5m"
 WORKER = (sys.executable, "-m", "headrace.cli.worker")
@@ -55,6 +56,8 @@ UNRECORDED = {
 }
 """Settings that a recording leaves out: secrets, and where the service was found."""
 
+LAYOUTS = {"paged": Layout.HEAD_MAJOR, "virtual": Layout.TOKEN_MAJOR}
+"""Order of the pools' memory, by `--memory`."""
 
 class Probe(msgspec.Struct, frozen=True):
     """What a checkpoint is, as its configuration says."""
@@ -73,6 +76,7 @@ async def probe(options: ModelOptions) -> Probe:
         options.dtype,
         str(options.block_size),
         str(options.max_model_len or 0),
+        LAYOUTS[options.memory].value,
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -135,6 +139,7 @@ def service_config(
 ) -> ServiceConfig:
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
+    check_ranges(options, found.spec)
     team = workers(options)
     pools = max(1, len(team)) if options.separate_pools else 1
     memory = kv_bytes(options, found, pools)
@@ -165,6 +170,23 @@ def service_config(
         record=recorded(options, found, memory),
         options={"folder": str(folder(options)), "dtype": options.dtype},
     )
+
+
+def check_ranges(options: EngineOptions, spec: KVSpec) -> None:
+    """Raises ConfigError if `--memory virtual` cannot be had with what else is asked for."""
+    if spec.layout is not Layout.TOKEN_MAJOR:
+        return
+    step = spec.block_size_step(PAGESIZE)
+    if spec.block_size % step:
+        sizes = ", ".join(str(spec.block_bytes(g)) for g in range(len(spec.groups)))
+        raise ConfigError(
+            f"--memory virtual maps whole pages of {PAGESIZE} bytes, but a KV block of {spec.block_size} tokens takes {sizes} "
+            f"bytes: give --block-size {-(-spec.block_size // step) * step}, or --memory paged"
+        )
+    if options.kv_stream == "layer":
+        raise ConfigError(
+            "--kv-stream layer: with --memory virtual a layer is not one piece of a block; use chunk"
+        )
 
 
 def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> InstanceConfig:

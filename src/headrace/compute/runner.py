@@ -162,11 +162,13 @@ class Runner:
         """The plan will be executed behind those named before. From one other thread; returns at once."""
         self._memory.ahead(plan)
 
-    def counts(self) -> RangeCounts:
-        """What became of virtual KV ranges. From any thread."""
+    def counts(self) -> RangeCounts | None:
+        """What virtual KV ranges did and hold; None where memory is paged. From any thread."""
+        counts = self._memory.counts()
+        if counts is None:
+            return None
         tokens = sum(len(r.ids) for r in list(self._residents.values()) if r.row is not None)
-        used = tokens * self._token_bytes
-        return msgspec.structs.replace(self._memory.counts(), used_bytes=used)
+        return msgspec.structs.replace(counts, used_bytes=tokens * self._token_bytes)
 
     def _resident(self, key: SequenceKey) -> Resident:
         if key not in self._residents:

@@ -24,6 +24,7 @@ from time import monotonic_ns
 from typing import Protocol
 
 from headrace.live.settings import ServiceConfig, WorkerSettings
+from headrace.live.wire import WorkerCounts
 from headrace.ports import Launcher
 from headrace.types.ids import Address
 from headrace.types.messages import InstanceInfo, Report
@@ -58,7 +59,7 @@ class Member:
     asked_ns: int = 0
     """When it was asked whether it lives, and has not answered since; 0: not asked."""
     report: Report | None = None
-    preemptions: int = 0
+    counts: WorkerCounts = field(default_factory=WorkerCounts)
     """Of this incarnation."""
     host: str = ""
     """Of one that joined; empty: `serve` started it."""

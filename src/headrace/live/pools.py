@@ -19,7 +19,7 @@ from headrace.types.kv import KVSpec
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 4096
+ALIGNMENT = max(4096, mmap.PAGESIZE)
 """Of each group's first block, bytes."""
 MADV_POPULATE_WRITE = 23
 FILL_PIECE = 8 * 2**20

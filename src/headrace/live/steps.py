@@ -21,6 +21,8 @@ from headrace.types.plan import StepPlan, StepResult
 class Loaded(Protocol):
     @property
     def executor(self) -> Executor: ...
+    @property
+    def ahead(self) -> Callable[[StepPlan], None] | None: ...
 
 
 L = TypeVar("L", bound=Loaded)
@@ -42,6 +44,7 @@ class Steps(Generic[L]):
         self._loaded = loaded
         self._done = done
         self._failed = failed
+        self._ahead: Callable[[StepPlan], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._calls: SimpleQueue[Callable[[Executor], None]] = SimpleQueue()
         Thread(target=self._run, name="headrace-steps", daemon=True).start()
@@ -57,6 +60,9 @@ class Steps(Generic[L]):
 
     def execute(self, plan: StepPlan, layers_done: Callable[[LayersDone], None] | None = None) -> None:
         """`layers_done` hears how far a layered plan has come."""
+        if self._ahead is not None:
+            # At once, and not behind the step that runs now.
+            self._ahead(plan)
 
         def told(layers: int) -> None:
             assert layers_done is not None
@@ -67,6 +73,7 @@ class Steps(Generic[L]):
     def _run(self) -> None:
         try:
             loaded = self._make()
+            self._ahead = loaded.ahead
             self._tell(self._loaded, loaded)
             executor = loaded.executor
             while True:

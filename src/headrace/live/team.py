@@ -110,7 +110,7 @@ class Team:
     @property
     def preemptions(self) -> int:
         """Since the start, of all incarnations."""
-        return self._preemptions + sum(m.preemptions for m in self.members)
+        return self._preemptions + sum(m.counts.preemptions for m in self.members)
 
     def start(self) -> None:
         """Listen, if it is to, and start all workers; the owner hears of each change. Raises ConfigError."""
@@ -170,8 +170,8 @@ class Team:
     def member_lost(self, member: Member) -> None:
         """Its process has ended: nothing that it said is heard from now on, and everybody is told."""
         self._hub.dismiss(member.address)
-        self._preemptions += member.preemptions
-        member.preemptions = 0
+        self._preemptions += member.counts.preemptions
+        member.counts = wire.WorkerCounts()
         self._cores.post_all(PeerLost(member.address, member.info))
         lost = wire.Member(member.address, member.info)
         for peer in self.members:
@@ -277,7 +277,7 @@ class Team:
                 self.members.gone(member, "it was told to end, and has finished what it had")
             case Report():
                 member.report = message
-                member.preemptions = wire.decode_payload(payload, wire.WorkerCounts).preemptions
+                member.counts = wire.decode_payload(payload, wire.WorkerCounts)
             case _:
                 pass
         if not isinstance(message, wire.Control):
@@ -335,4 +335,5 @@ def _status_of(member: Member, pid: int | None) -> InstanceStatus:
         pid=pid,
         report=member.report,
         host=member.host,
+        ranges=member.counts.ranges,
     )

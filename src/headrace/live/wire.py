@@ -13,6 +13,7 @@ from headrace.types.ids import Address
 from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.payload import Emission, SequencePayload
+from headrace.types.ranges import RangeCounts
 
 PROTOCOL = 2
 """Counted up when frames or messages change."""
@@ -153,6 +154,8 @@ class WorkerCounts(msgspec.Struct, frozen=True):
     """Attached to `Report`: counts since the worker's start."""
 
     preemptions: int = 0
+    ranges: RangeCounts | None = None
+    """Where memory is virtual."""
 
 
 Control = (

@@ -63,6 +63,7 @@ from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import StepPlan, StepResult
+from headrace.types.ranges import RangeCounts
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class Loaded:
     """Id of the arithmetic (`compute.numerics`)."""
     promise: str = ""
     """What is promised in place of equal bits, if it is less."""
+    ahead: Callable[[StepPlan], None] | None = None
+    """Tell the executor of a plan that waits behind the one that runs. Called on the loop's thread."""
+    counts: Callable[[], RangeCounts | None] | None = None
+    """What virtual KV ranges did and hold."""
 
 
 MakeExecutor = Callable[[WorkerConfig, list[memoryview]], Loaded]
@@ -169,6 +174,7 @@ class Worker:
         self._drawn = Drawn()
         self._started: dict[SequenceKey, None] = {}
         self._preemptions = 0
+        self._ranges: Callable[[], RangeCounts | None] | None = None
         self._reporting: asyncio.TimerHandle | None = None
         buffers = self._pools[config.info.pool].buffers()
         self._transport = open_transport(config.transport, self._site(buffers))
@@ -231,6 +237,7 @@ class Worker:
     # Joining
 
     def _loaded(self, loaded: Loaded) -> None:
+        self._ranges = loaded.counts
         self._link.send(HUB, greeting(self._config, loaded))
 
     def _welcome(self, message: wire.Welcome) -> None:
@@ -363,7 +370,8 @@ class Worker:
         assert self._node is not None
         report = self._node.core.observe(self._now_ns())
         assert report is not None
-        counts = wire.WorkerCounts(preemptions=self._preemptions)
+        ranges = self._ranges() if self._ranges is not None else None
+        counts = wire.WorkerCounts(preemptions=self._preemptions, ranges=ranges)
         self._link.send(self._config.router, report, wire.encode_payload(counts))
         busy = report.waiting or report.running or report.held or report.receiving or report.sending
         if self._retiring and report.draining and not busy:

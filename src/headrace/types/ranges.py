@@ -4,7 +4,7 @@ import msgspec
 
 
 class RangeCounts(msgspec.Struct, frozen=True, array_like=True):
-    """Counts since the worker's start; the last five are of now. All 0 where memory is paged."""
+    """Counts since the worker's start; the last five are of now."""
 
     blocks_mapped: int = 0
     """Blocks put into a range."""

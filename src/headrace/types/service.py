@@ -3,6 +3,7 @@
 import msgspec
 
 from headrace.types.messages import Report
+from headrace.types.ranges import RangeCounts
 
 
 class ServiceInfo(msgspec.Struct, frozen=True):
@@ -32,6 +33,8 @@ class InstanceStatus(msgspec.Struct, frozen=True):
     report: Report | None = None
     host: str = ""
     """Of one that joined from elsewhere; empty: the service's own."""
+    ranges: RangeCounts | None = None
+    """Of its present incarnation, where memory is virtual."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):

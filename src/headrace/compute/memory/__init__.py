@@ -42,6 +42,6 @@ class Memory(Protocol):
         """The sequence is over. Unknown ones are ignored."""
         ...
 
-    def counts(self) -> RangeCounts:
-        """Since the start, and now. Any thread."""
+    def counts(self) -> RangeCounts | None:
+        """Of ranges, where there are any. Any thread."""
         ...

@@ -4,8 +4,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from headrace.types.errors import HeadraceError
 
-class Unmappable(Exception):
+
+class Unmappable(HeadraceError):
     """The system maps no more; the message says what to do."""
 
 
