@@ -4,9 +4,11 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.running import Server, alive, children_of, serving, started
 
@@ -158,6 +160,33 @@ def test_at_rest_every_block_is_free_or_in_hand(split: Server) -> None:
 
     # Two workers keep four leases of 32 blocks each in hand at most.
     split.wait_until("back in the pool", lambda: lent() <= 2 * 4 * 32, 20)
+
+
+def test_virtual_ranges_answer_as_the_paged_pool_does(split: Server) -> None:
+    with serving("--memory", "virtual", *SPLIT) as ranges:
+        assert answers(ranges) == answers(split)
+        undisturbed = asyncio.run(streams(split, 48))
+        assert asyncio.run(streams(ranges, 48)) == undisturbed
+        assert asyncio.run(streams(ranges, 48, "decode")) == undisturbed
+        ranges.wait_ready()
+        counts = range_counts(ranges, "prefill")
+    assert counts["blocks_mapped_total"] > 0 and counts["blocks_in_place_total"] > 0
+    assert counts["map_seconds_total"] > 0
+    assert counts["held_bytes"] >= counts["used_bytes"] >= 0 and counts["mapped_bytes"] > 0
+    assert counts["resident_bytes"] > 0
+
+
+def range_counts(server: Server, leaning: str) -> dict[str, float]:
+    """Of the worker that leans so, as Prometheus would read them."""
+    with urlopen(f"{server.url}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    prefix = "headrace:kv_range_"
+    return {
+        s.name.removeprefix(prefix): s.value
+        for s in samples
+        if s.name.startswith(prefix) and s.labels["leaning"] == leaning
+    }
 
 
 def test_sigkill_of_the_server_leaves_nothing_and_the_next_start_works() -> None:

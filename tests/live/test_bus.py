@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 import zmq
 
@@ -9,6 +10,7 @@ from headrace.live import wire
 from headrace.live.bus import HUB, Hub, Link
 from headrace.types.errors import IncompatiblePeer
 from headrace.types.ids import Address, RequestId, SequenceKey
+from headrace.types.kv import Layout
 from headrace.types.messages import Cancel, Drain, Resume
 from tests.live.fake import SPEC
 from tests.live.serving import run
@@ -197,6 +199,15 @@ def test_the_field_that_differs_is_named(field: str, name: str) -> None:
     wire.check_compatible({}, said)
     with pytest.raises(IncompatiblePeer, match=f"the {name} differs"):
         wire.check_compatible({**expected, field: "other"}, said)
+
+
+def test_another_layout_of_kv_is_refused_by_name() -> None:
+    said = hello()
+    ours = msgspec.structs.replace(said.spec, layout=Layout.TOKEN_MAJOR)
+    with pytest.raises(
+        IncompatiblePeer, match=r"KV spec differs: the worker has .*HEAD_MAJOR.* has .*TOKEN_MAJOR"
+    ):
+        wire.check_compatible({"spec": ours}, said)
 
 
 def test_messages_and_payloads_survive_the_wire() -> None:
