@@ -165,6 +165,11 @@ class VirtualMemory:
         k, v = self._views[group][index, layer, :, :, :tokens].transpose(1, 2)
         return k, v
 
+    def contiguous_view(self, group: int) -> Tensor:
+        """All ranges of a group: [ranges, layers, planes, kv_heads, tokens of a range, head_dim], the blocks of a pool to which `row` is
+        the block table. Good until `close`."""
+        return self._views[group]
+
     def settle(self) -> None:
         """Wait until nothing is left to be done ahead."""
         with self._changed:
