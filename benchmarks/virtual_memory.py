@@ -448,11 +448,11 @@ def main() -> None:
 
 
 NOTES = (
-    "Steps in the stalls are 10 ms (decode) and 100 ms (chunks) of arithmetic on one thread; prompts have all their blocks from the start, as the core grants them. A "
-    "stall is the time from when a step could run to when its KV is mapped and faulted in. Waste is arithmetic over 10,000 drawn lengths. "
-    "The gather that SDPA is compared with is what a kernel for contiguous KV needs on a paged pool; the fair peer of a paged pool is a "
-    "paged kernel, which is the first ratio. Token-major keys of a layer and head lie 112 KiB apart, each on a page of its own; head-major "
-    "ones lie side by side. Nothing here ran on a GPU unless `cuda` says so."
+    "Steps in the stalls are 10 ms (decode) and 100 ms (chunks) of arithmetic on one thread; prompts have all their blocks from the "
+    "start, as the core grants them. A stall is the time from when a step could run to when its KV is mapped and faulted in. Waste is "
+    "arithmetic over 10,000 drawn lengths. The gather that SDPA is compared with is what a kernel for contiguous KV needs on a paged pool; "
+    "the fair peer of a paged pool is a paged kernel, which is the first ratio. Token-major keys of a layer and head lie 112 KiB apart, "
+    "each on a page of its own; head-major ones lie side by side. Nothing here ran on a GPU unless `cuda` says so."
 )
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def join(options: WorkerOptions) -> NoReturn:
     host, port = door_of(options.join, "--join")
     keys = keys_of(read_secret(options.secret_file))
     found = asyncio.run(wiring.probe(options))
+    wiring.check_ranges(found.spec)
     layout = layout_for(found.spec, wiring.kv_bytes(options, found, 1))
     threads = options.threads or len(os.sched_getaffinity(0))
     # Before torch is loaded, which reads it once.

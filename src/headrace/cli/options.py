@@ -21,6 +21,11 @@ CLUSTERS = Path(__file__).parent.parent / "assets" / "clusters"
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+MemoryKind = Literal["paged", "virtual"]
+MEMORY: Any = Field(
+    "paged",
+    description="How attention sees a sequence's KV: by its block table, or in one range of addresses",
+)
 
 
 class PolicyChoice(BaseModel):
@@ -133,10 +138,7 @@ class EngineOptions(DeploymentOptions):
 
     threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
     transport: str = Field("shm", description="How KV moves between separate pools")
-    memory: Literal["paged", "virtual"] = Field(
-        "paged",
-        description="How attention sees a sequence's KV: by its block table, or in one range of addresses",
-    )
+    memory: MemoryKind = MEMORY
     mixed_numerics: bool = Field(
         False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
     )
@@ -197,6 +199,7 @@ class WorkerOptions(ModelOptions):
         "mixed", description="What it is preferred for: prefill, decode or mixed; each can do all"
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0: the cores")
+    memory: MemoryKind = MEMORY
     join_timeout: float = Field(
         300, ge=0, description="Seconds to wait for the service, which may start later"
     )

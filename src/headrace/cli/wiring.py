@@ -17,6 +17,7 @@ from headrace.cli.options import (
     ModelOptions,
     PolicyChoice,
     ServeOptions,
+    WorkerOptions,
     check_policies,
     parse_size,
 )
@@ -59,6 +60,7 @@ UNRECORDED = {
 LAYOUTS = {"paged": Layout.HEAD_MAJOR, "virtual": Layout.TOKEN_MAJOR}
 """Order of the pools' memory, by `--memory`."""
 
+
 class Probe(msgspec.Struct, frozen=True):
     """What a checkpoint is, as its configuration says."""
 
@@ -69,7 +71,7 @@ class Probe(msgspec.Struct, frozen=True):
     """Tokens of a sequence: as asked, else as the model is meant for."""
 
 
-async def probe(options: ModelOptions) -> Probe:
+async def probe(options: EngineOptions | WorkerOptions) -> Probe:
     """Ask a process of its own. Raises CheckpointError with its words."""
     arguments = (
         str(folder(options)),
@@ -139,7 +141,11 @@ def service_config(
 ) -> ServiceConfig:
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
-    check_ranges(options, found.spec)
+    check_ranges(found.spec)
+    if options.memory == "virtual" and options.kv_stream == "layer":
+        raise ConfigError(
+            "--kv-stream layer: with --memory virtual a layer is not one piece of a block; use chunk"
+        )
     team = workers(options)
     pools = max(1, len(team)) if options.separate_pools else 1
     memory = kv_bytes(options, found, pools)
@@ -172,8 +178,8 @@ def service_config(
     )
 
 
-def check_ranges(options: EngineOptions, spec: KVSpec) -> None:
-    """Raises ConfigError if `--memory virtual` cannot be had with what else is asked for."""
+def check_ranges(spec: KVSpec) -> None:
+    """Raises ConfigError if `--memory virtual` is asked for, and cannot be had with blocks of this size."""
     if spec.layout is not Layout.TOKEN_MAJOR:
         return
     step = spec.block_size_step(PAGESIZE)
@@ -182,10 +188,6 @@ def check_ranges(options: EngineOptions, spec: KVSpec) -> None:
         raise ConfigError(
             f"--memory virtual maps whole pages of {PAGESIZE} bytes, but a KV block of {spec.block_size} tokens takes {sizes} "
             f"bytes: give --block-size {-(-spec.block_size // step) * step}, or --memory paged"
-        )
-    if options.kv_stream == "layer":
-        raise ConfigError(
-            "--kv-stream layer: with --memory virtual a layer is not one piece of a block; use chunk"
         )
 
 
