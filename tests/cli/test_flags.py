@@ -7,6 +7,7 @@ from headrace.cli.main import app
 
 COMMANDS = (
     "serve",
+    "worker",
     "generate",
     "bench",
     "simulate",
@@ -41,6 +42,17 @@ def test_all_commands_are_listed() -> None:
                 "[default: 512]",
                 "[default: least_load]",
                 "[default: 1 if no --instances]",
+            ),
+        ),
+        (
+            "worker",
+            (
+                "--join",
+                "HOST:PORT where",
+                "--leaning decode",
+                "HEADRACE_SECRET",
+                "openssl rand",
+                "--join-timeout",
             ),
         ),
         ("simulate", ("h100-1p1d", "--tensor-parallel", "--kv-memory", "[default: none]", "--perfetto")),

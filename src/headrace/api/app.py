@@ -28,6 +28,7 @@ from headrace.api.respond import ClientGone, Responder, body_of
 from headrace.api.settings import ApiSettings
 from headrace.api.tokenizer import Tokenizer
 from headrace.ports import Gateway
+from headrace.types.service import ServiceInfo
 
 
 class Api:
@@ -37,16 +38,18 @@ class Api:
         self.gateway = gateway
         self.tokenizer = tokenizer
         self.settings = settings
-        self.info = gateway.info()
         self.metrics = Metrics(gateway)
-        fingerprint = f"headrace-{__version__}-{self.info.numerics or 'unpromised'}"
-        self.jobs = JobBuilder(gateway, tokenizer, settings, fingerprint)
+        self.jobs = JobBuilder(gateway, tokenizer, settings)
         self.draining = False
         self.idle = asyncio.Event()
         """No generation request is under way."""
         self.idle.set()
         self._active = 0
         self._created = int(time.time())
+
+    @property
+    def info(self) -> ServiceInfo:
+        return self.gateway.info()
 
     def drain(self) -> None:
         """Take no more generation requests; those at hand finish (`idle`)."""
@@ -104,7 +107,14 @@ class Api:
             },
             "blocks": {"total": status.blocks_total, "free": status.blocks_free},
             "instances": [
-                {"name": i.name, "epoch": i.epoch, "leaning": i.leaning, "state": i.state, "pid": i.pid}
+                {
+                    "name": i.name,
+                    "epoch": i.epoch,
+                    "leaning": i.leaning,
+                    "state": i.state,
+                    "pid": i.pid,
+                    **({"host": i.host} if i.host else {}),
+                }
                 for i in status.instances
             ],
         }

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
+from headrace import __version__
 from headrace.api.errors import ApiError, invalid
 from headrace.api.prompts import Prompt, Prompter, too_long
 from headrace.api.protocol import ChatBody, CompletionBody, GenerationBody
@@ -77,13 +78,10 @@ async def offload(size: int, call: Callable[P, R], *args: P.args, **kwargs: P.kw
 class JobBuilder:
     """Makes jobs for one service."""
 
-    def __init__(
-        self, gateway: Gateway, tokenizer: Tokenizer, settings: ApiSettings, fingerprint: str
-    ) -> None:
+    def __init__(self, gateway: Gateway, tokenizer: Tokenizer, settings: ApiSettings) -> None:
         self._gateway = gateway
         self._tokenizer = tokenizer
         self._settings = settings
-        self._fingerprint = fingerprint
         self._info = gateway.info()
         self.prompter = Prompter(tokenizer, self._info.vocabulary, self._info.length_max)
         self._defaults = tokenizer.defaults if settings.model_defaults else SamplingDefaults()
@@ -103,7 +101,7 @@ class JobBuilder:
             id=f"{'chatcmpl' if chat else 'cmpl'}-{body.request_id or request_id}",
             created=int(time.time()),
             model=self._info.model,
-            fingerprint=self._fingerprint,
+            fingerprint=f"headrace-{__version__}-{self._gateway.info().numerics or 'unpromised'}",
             prompts=prompts,
             submissions=[self._submission(body, p, h, n, root) for p, h in zip(prompts, hashes, strict=True)],
             n=n,

@@ -80,7 +80,7 @@ class Completer:
         self._service = service
         self._tokenizer = tokenizer
         self._metrics = Metrics(service)
-        self._jobs = JobBuilder(service, tokenizer, ApiSettings(), "")
+        self._jobs = JobBuilder(service, tokenizer, ApiSettings())
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def complete_all(self, bodies: list[Body], progress: Callable[[int, int], None]) -> list[Body]:

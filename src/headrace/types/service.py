@@ -7,7 +7,7 @@ from headrace.types.ranges import RangeCounts
 
 
 class ServiceInfo(msgspec.Struct, frozen=True):
-    """Constant after start."""
+    """Constant after start; without a worker, what depends on its arithmetic is not known yet."""
 
     model: str
     """Name under which the model is served."""
