@@ -22,14 +22,19 @@ def load(axis: str, name: str, config: dict[str, Any] | None = None) -> Any:
     if name not in names(axis):
         raise ConfigError(f"no {axis} policy {name!r}; there are: {', '.join(names(axis))}")
     module = import_module(f"headrace.{axis}.{name}")
-    fields = module.Config.__struct_fields__
+    fields = settings(axis, name)
     for field in config or {}:
         if field not in fields:
             raise ConfigError(
                 f"{axis} {name} has no setting {field!r}; it has: {', '.join(fields) or 'none'}"
             )
     try:
-        settings = msgspec.convert(config or {}, module.Config, strict=False)
+        chosen = msgspec.convert(config or {}, module.Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{axis} {name}: {error}") from error
-    return module.Policy(settings)
+    return module.Policy(chosen)
+
+
+def settings(axis: str, name: str) -> tuple[str, ...]:
+    """What a policy can be told."""
+    return import_module(f"headrace.{axis}.{name}").Config.__struct_fields__

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.engine.policies import AdmissionView, StepView
+from headrace.engine.policies import AdmissionView, Fate, Moment, StepView
 from headrace.engine.sequence import Sequence, Status
+from headrace.engine.shares import share_of
 from tests.contract import policies
 from tests.engine.build import (
     SIZE,
@@ -177,14 +178,32 @@ def test_whoever_is_admitted_everybody_finishes(policy: Any, depth: int):
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=8),
     now_ns=st.integers(0, 9),
+    steps=st.integers(0, 99),
 )
-def test_an_order_is_total_and_pure(policy: Any, rows: list[tuple[int, int]], now_ns: int):
+def test_an_order_is_total_and_pure(policy: Any, rows: list[tuple[int, int]], now_ns: int, steps: int):
     sequences = [sequence_of(n, 5, priority=p, arrival_ns=a) for n, (p, a) in enumerate(rows)]
+    moment = Moment(now_ns, steps, {"request 1": 700})
     before = seen(sequences)
-    ranks = [policy.rank(s, now_ns) for s in sequences]
-    assert ranks == [policy.rank(s, now_ns) for s in sequences] and before == seen(sequences)
+    ranks = [policy.rank(s, moment) for s in sequences]
+    assert ranks == [policy.rank(s, moment) for s in sequences] and before == seen(sequences)
     assert len(set(ranks)) == len(ranks) and sorted(ranks)
-    assert policy.horizon(StepView(now_ns, [], [], sequences, 8, 8)) >= 1
+    assert policy.horizon(StepView(now_ns, [], [], sequences, 8, 8, moment)) >= 1
+
+
+@ORDERING
+@given(steps=st.integers(0, 99), served=st.lists(st.integers(0, 2000), min_size=4, max_size=4))
+def test_an_order_lasts_while_it_need_not_be_asked(policy: Any, steps: int, served: list[int]):
+    """Steps in which every running sequence draws a token."""
+    sequences = [running(n, 1) for n in range(4)]
+    shares = [share_of(s) for s in sequences]
+
+    def ranks(step: int) -> list[Any]:
+        moment = Moment(0, steps + step, {s: n + step for s, n in zip(shares, served, strict=True)})
+        return [policy.rank(s, moment) for s in sequences]
+
+    moment = Moment(0, steps, dict(zip(shares, served, strict=True)))
+    horizon = policy.horizon(StepView(0, sequences, [], [], 8, 8, moment))
+    assert ranks(min(horizon, 10_000) - 1) == ranks(0)
 
 
 @PREEMPTION
@@ -197,4 +216,7 @@ def test_the_victim_is_one_of_the_candidates(policy: Any, count: int, other: boo
     assert victim is policy.victim(needy, candidates) and before == seen(candidates)
     assert victim is None if not candidates else victim in candidates
     assert numbers(candidates) == list(range(1, count + 1))
+    fates = [policy.fate(s) for s in candidates]
+    assert fates == [policy.fate(s) for s in candidates] and before == seen(candidates)
+    assert policy.swapping is not None or Fate.SWAP not in fates
     assert policy.horizon(StepView(0, candidates, [], [], 8, 8)) >= 1

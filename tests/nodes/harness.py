@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from headrace.engine.admission import aggressive
 from headrace.engine.batching import splitfuse
 from headrace.engine.ordering import fcfs
-from headrace.engine.policies import EnginePolicies
+from headrace.engine.policies import EnginePolicies, Preemption
 from headrace.engine.preemption import recompute
 from headrace.kv.evict import lru
 from headrace.nodes.instance import Instance
@@ -107,12 +107,19 @@ class InstanceBench(Bench):
 
     core: Instance
 
-    def __init__(self, address: Address = P, spare: int = 32, pool: int = 0, **limits: Any) -> None:
+    def __init__(
+        self,
+        address: Address = P,
+        spare: int = 32,
+        pool: int = 0,
+        preemption: Preemption | None = None,
+        **limits: Any,
+    ) -> None:
         policies = EnginePolicies(
             splitfuse.Policy(splitfuse.Config()),
             aggressive.Policy(aggressive.Config()),
             fcfs.Policy(fcfs.Config()),
-            recompute.Policy(recompute.Config()),
+            preemption or recompute.Policy(recompute.Config()),
         )
         config = InstanceConfig(**{"tokens_max": 16, "depth": 1, "lease_blocks": spare, **limits})
         super().__init__(Instance(address, ROUTER, info(pool), SPEC, policies, config))

@@ -18,7 +18,7 @@ def sequence(number: int, status: Status, blocks: int = 1) -> SimpleNamespace:
 
 def standstill(sessions=(), **state) -> Standstill:
     memory = SimpleNamespace(short=state.pop("short", True), pressed=state.pop("pressed", False))
-    lists = {"inflight": [], "stopping": [], "waiting": [], **state}
+    lists = {"inflight": [], "stopping": [], "loading": [], "waiting": [], **state}
     return Standstill(
         SimpleNamespace(memory=memory, **lists), {SequenceKey(RequestId(n)): None for n in sessions}, 10
     )

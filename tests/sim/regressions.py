@@ -11,6 +11,7 @@ REGRESSIONS = {
     327: "second copies of indexed blocks pinned the first ones: one sequence could fill its pool twice",
     353: "a waiting sequence's locked prefix kept what the first in line waited for",
     386: "a prefix look-up met a handle that an empty handover had left",
+    828: "room that a target made for a moving sequence came in the instant in which the sequence ended",
     939: "a source kept what it had sent to a target that then died: the last acknowledgement came after the death",
     1213: "a `Quiet` came before its pool had even heard of the birth of the one that died",
     1252: "blocks freed by a stop at the end of a settle were not given to those that waited until something else happened",

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from msgspec.structs import asdict, replace
 
 from headrace import registry
 from headrace.cli import catalogue
@@ -25,6 +26,7 @@ from headrace.nodes.pool import PoolCore
 from headrace.sim.audience import Audience
 from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice, Simulation, Stuck, build, play
 from headrace.sim.rng import Draws, KeyedRng
+from headrace.sim.swaps import CopyCosts
 from headrace.sim.topology import Level, regular
 from headrace.types.costs import Costs, DecodeCost
 from headrace.types.ids import Address, PoolId
@@ -88,7 +90,11 @@ def draw_world(seed: int) -> TimingWorld:
     grid = draws.chance(0.5)
     spec = draw_spec(Draws(rng, "spec"))
     trace = draw_trace(Draws(rng, "trace"), spec.block_size, grid)
-    instance = draw_instance(Draws(rng, "instance"), Draws(rng, "caching").pick(CACHING))
+    swapping = Draws(rng, "swapping")
+    instance = replace(
+        draw_instance(Draws(rng, "instance"), Draws(rng, "caching").pick(CACHING)),
+        swap_blocks=(swapping.pick((0, 4, 20, 100)),) * len(spec.groups),
+    )
     members = draw_members(Draws(rng, "members"), spec, trace, instance.tokens_max, grid)
     hosts = 1 + max(m.place[0] for m in members)
     devices = 1 + max(m.place[1] for m in members)
@@ -99,7 +105,8 @@ def draw_world(seed: int) -> TimingWorld:
         spec=spec,
         members=members,
         topology=topology,
-        policies=draw_policies(Draws(rng, "policies")),
+        policies=with_settings(draw_policies(Draws(rng, "policies")), swapping),
+        copies=CopyCosts(swapping.pick((1, GRID_NS, 40_000)), swapping.pick((10**6, 10**9))),
         instance=instance,
         router=RouterConfig(
             attempts_max=draws.pick((3, 40)),
@@ -202,6 +209,21 @@ def draw_policies(draws: Draws) -> dict[str, PolicyChoice]:
     return policies
 
 
+def with_settings(policies: dict[str, PolicyChoice], draws: Draws) -> dict[str, PolicyChoice]:
+    """Swapping and fairness, where they are drawn, in all their ways."""
+    swap = {part: draws.chance(0.6) for part in ("groups", "background", "reuse")}
+    fair = {
+        "pattern": draws.pick(("served", "random", "markov")),
+        "frequency": draws.pick((0.05, 0.3, 1.0)),
+        "quantum": draws.pick((1, 7, 64)),
+    }
+    drawn = {
+        "swap": swap | {"group_blocks": draws.pick((1, 3, 60)), "tokens_min": draws.pick((0, 20))},
+        "fair": fair,
+    }
+    return {axis: PolicyChoice(p.name, drawn.get(p.name, p.settings)) for axis, p in policies.items()}
+
+
 def draw_mishaps(draws: Draws, members: tuple[Member, ...], trace: Trace) -> Mishaps:
     span_ns = trace.duration_ns + 5_000_000
     names = [m.name for m in members]
@@ -300,6 +322,8 @@ class Seen:
     """At rest: free runs and index."""
     memories: dict[str, Any]
     """At rest, by incarnation: what is in hand, and what is known of the pool."""
+    swaps: dict[str, dict[str, int]]
+    """By incarnation: what was swapped."""
     stuck: str = ""
     events: int = 0
     steps: int = 0
@@ -334,6 +358,11 @@ def _seen(simulation: Simulation, log: "Log", stuck: str) -> Seen:
         memories={
             name: ([s.runs() for s in m.spare], m.pool_free, m.short, m.pressed)
             for name, m in memories.items()
+        },
+        swaps={
+            str(a): asdict(w.core.swapping.counts)
+            for a, w in shell.workers.items()
+            if isinstance(w.core, Instance)
         },
         stuck=stuck,
         events=shell.loop.events,
@@ -445,7 +474,7 @@ def differences(fast: Seen, slow: Seen) -> list[str]:
         # Tokens drawn and not told when a request is given up are not counted, and in whole strides fewer are told.
         for seen in (fast, slow):
             seen.counters.pop("tokens_generated", None)
-    for name in ("errors", "stuck", "counters", "placements", "tables", "pools", "memories"):
+    for name in ("errors", "stuck", "counters", "placements", "tables", "pools", "memories", "swaps"):
         a, b = getattr(fast, name), getattr(slow, name)
         if a != b:
             found.append(f"{name}: {_apart(a, b)}")

@@ -13,6 +13,7 @@ from headrace.cli.options import AXES, ClusterOptions, Faults, check_policies
 from headrace.cost.arithmetic import kv_spec, shape_of
 from headrace.nodes.limits import RouterConfig
 from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice
+from headrace.sim.swaps import CopyCosts
 from headrace.types.errors import ConfigError
 
 CHOICES_MAX = 4096
@@ -52,7 +53,7 @@ def cluster_of(options: ClusterOptions, config: Mapping[str, Any] | None = None)
         machines.topology,
         policies=policies_of(options),
         instance=wiring.instance_config(
-            options, min(machines.blocks.values()), sharers=len(team) if machines.shared else 1
+            options, spec, min(machines.blocks.values()), sharers=len(team) if machines.shared else 1
         ),
         router=RouterConfig(
             choices_max=options.max_requests or max(CHOICES_MAX, options.max_num_seqs * len(team))
@@ -61,6 +62,7 @@ def cluster_of(options: ClusterOptions, config: Mapping[str, Any] | None = None)
         ingress_ns=machines.request_ns // 2,
         egress_ns=machines.request_ns - machines.request_ns // 2,
         report_ns=ns(options.report_interval),
+        copies=CopyCosts(ns(options.swap_latency), int(options.swap_bandwidth)),
         slowdown=machines.measured.slowdown if machines.measured is not None and len(team) > 1 else None,
         output_limit=options.max_tokens,
         deadline_ns=None if options.deadline is None else ns(options.deadline),

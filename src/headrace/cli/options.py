@@ -104,7 +104,11 @@ class DeploymentOptions(ModelOptions):
     admission: PolicyChoice = Field(PolicyChoice(name="aggressive"), description="When a sequence may start")
     scheduling_policy: PolicyChoice = Field(PolicyChoice(name="fcfs"), description="Who is looked at first")
     preemption: PolicyChoice = Field(
-        PolicyChoice(name="recompute"), description="Whom to stop when memory is short"
+        PolicyChoice(name="recompute"),
+        description="Whom to stop when memory is short, and what becomes of its KV",
+    )
+    swap_space: float = Field(
+        4, ge=0, description="Host memory of each worker for swapped KV, GiB; with --preemption swap"
     )
     placement: PolicyChoice = Field(
         PolicyChoice(name="least_load"), description="Where a request is prefilled and decoded"
@@ -314,6 +318,10 @@ class ClusterOptions(DeploymentOptions):
     )
     deadline: float | None = Field(None, gt=0, description="Seconds until a request is given up")
     report_interval: float = Field(0.05, gt=0, description="Seconds between two reports of an instance")
+    swap_bandwidth: float = Field(
+        25e9, gt=0, description="Bytes/s between an instance and its host memory, for swapping"
+    )
+    swap_latency: float = Field(1e-5, ge=0, description="Seconds that each copy to or from there takes more")
     message_latency: float | None = Field(
         None, gt=0, description="Seconds of a message inside a host [default: the profile's, or 50 us]"
     )

@@ -22,8 +22,10 @@ from headrace.cli.options import (
     parse_size,
 )
 from headrace.live.memory import available_bytes
+from headrace.live.policies import policy
 from headrace.live.service import Service
 from headrace.live.settings import (
+    GIB,
     EngineSettings,
     Model,
     PolicySettings,
@@ -165,7 +167,7 @@ def service_config(
         roles=None if options.roles is None else _policy(options.roles),
         rebalance=None if options.rebalance is None else _policy(options.rebalance),
         eviction=_policy(options.evict),
-        instance=instance_config(options, blocks, sharers=max(1, len(team) // pools)),
+        instance=instance_config(options, found.spec, blocks, sharers=max(1, len(team) // pools)),
         router=RouterConfig(choices_max=choices_max),
         transport=options.transport,
         threads=threads(options, len(team)),
@@ -191,8 +193,8 @@ def check_ranges(spec: KVSpec) -> None:
         )
 
 
-def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> InstanceConfig:
-    """Of each instance; `sharers` of them use one pool of so many blocks."""
+def instance_config(options: DeploymentOptions, spec: KVSpec, blocks: int, sharers: int) -> InstanceConfig:
+    """Of each instance; `sharers` of them use one pool of so many blocks. Raises ConfigError."""
     return InstanceConfig(
         tokens_max=options.max_num_batched_tokens,
         sequences_max=options.max_num_seqs,
@@ -200,7 +202,20 @@ def instance_config(options: DeploymentOptions, blocks: int, sharers: int) -> In
         stream_interval=options.stream_interval,
         stream=Stream(options.kv_stream),
         lease_blocks=lease_blocks(blocks, sharers),
+        swap_blocks=swap_blocks(options, spec),
     )
+
+
+def swap_blocks(options: DeploymentOptions, spec: KVSpec) -> tuple[int, ...]:
+    """Of each worker's host area, per group: as many in each; none where nothing is swapped. Raises ConfigError if not one fits."""
+    if policy("engine.preemption", _policy(options.preemption)).swapping is None:
+        return ()
+    count = int(options.swap_space * GIB) // sum(spec.block_bytes(g) for g in range(len(spec.groups)))
+    if not count:
+        raise ConfigError(
+            f"--swap-space {options.swap_space:g} GiB holds not one block; give more, or --preemption recompute"
+        )
+    return (count,) * len(spec.groups)
 
 
 def recorded(options: EngineOptions, found: Probe, memory: int) -> RecordSettings | None:

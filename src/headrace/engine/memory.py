@@ -34,6 +34,8 @@ class Memory:
         self._lease_blocks = lease_blocks
         self.wish = [0] * len(blocks_total)
         """What is asked for once if it is not in hand, and can be done without."""
+        self.awaits = False
+        """Something was given up while we were short, and the pool has not said yet what that changes."""
         self._asked: tuple[tuple[int, ...], int] | None = None
         """Need and age of the request that the pool knows of."""
 
@@ -64,7 +66,7 @@ class Memory:
         """
         if sequence.role is Role.DECODE:
             return self.missing(sequence, sequence.total)
-        near = self.missing(sequence, min(sequence.total, sequence.scheduled + chunk))
+        near = self.missing(sequence, min(sequence.total, max(sequence.scheduled, sequence.kept) + chunk))
         whole = self.missing(sequence, sequence.total)
         return [
             w if g.kind is GroupKind.FULL else n
@@ -186,7 +188,7 @@ class Memory:
     def leased(self, message: Leased) -> None:
         for run in message.runs:
             self.spare[run.group].add(run.first, run.count)
-        self.short = message.short
+        self.short, self.awaits = message.short, False
         self.pool_free = list(message.free)
         if not message.short:
             self._asked = None
@@ -196,7 +198,7 @@ class Memory:
         answer to a repeated request lets the next sequence be stopped.
         """
         if self.short:
-            self._asked = None
+            self._asked, self.awaits = None, True
 
     def exceeds(self) -> bool:
         """Is more in hand than is kept?"""

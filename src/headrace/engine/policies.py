@@ -1,7 +1,8 @@
 """The four axes of an instance's scheduler, as protocols. A policy is pure: it reads sequences, writes none, and keeps no clock."""
 
 import collections.abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from headrace.engine.sequence import Sequence
@@ -11,6 +12,17 @@ FOREVER = 2**31
 
 FINISHED_MAX = 1000
 """Ended sequences whose lengths an admission policy can look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a step is planned."""
+
+    now_ns: int
+    steps: int = 0
+    """Plans made before it: with a sequence's key it keys a draw."""
+    served: collections.abc.Mapping[str, int] = field(default_factory=dict[str, int])
+    """Tokens computed so far, by `engine.shares.share_of`; empty unless the ordering reads it."""
 
 
 @dataclass(slots=True)
@@ -27,6 +39,7 @@ class StepView:
     """Budget of the step, tokens."""
     sequences_max: int
     """Budget of the step, sequences."""
+    moment: Moment = Moment(0)
 
 
 @dataclass(slots=True)
@@ -63,14 +76,53 @@ class Admission(Protocol):
 
 
 class Ordering(Protocol):
-    def rank(self, sequence: Sequence, now_ns: int) -> tuple[Any, ...]:
+    @property
+    def displaces(self) -> bool:
+        """Does a sequence that waits, and cannot start otherwise, take the place of one that runs and ranks behind it?"""
+        ...
+
+    @property
+    def reads_served(self) -> bool:
+        """Are served tokens to be counted?"""
+        ...
+
+    def rank(self, sequence: Sequence, moment: Moment) -> tuple[Any, ...]:
         """The lowest is looked at first. Must be unique to the sequence."""
         ...
 
     def horizon(self, view: StepView) -> int: ...
 
 
+class Fate(Enum):
+    """What becomes of a victim's KV."""
+
+    RECOMPUTE = "recompute"
+    SWAP = "swap"
+    """To host memory, if there is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRules:
+    """How KV is swapped (`nodes.swapping`)."""
+
+    group_blocks: int
+    """Host blocks of a sequence are allocated by so many, and copied run by run; 0: block by block."""
+    background: bool
+    """Copies run beside steps; False: no step is planned while one is under way."""
+    reuse: bool
+    """What the host holds stays valid when its sequence runs again, and is not copied a second time."""
+
+
 class Preemption(Protocol):
+    @property
+    def swapping(self) -> SwapRules | None:
+        """None: its victims are always recomputed."""
+        ...
+
+    def fate(self, victim: Sequence) -> Fate:
+        """Asked when the last plan that names the victim has run."""
+        ...
+
     def victim(self, needy: Sequence | None, candidates: list[Sequence]) -> Sequence | None:
         """Whom to stop so that `needy` (None: another instance) can go on. Candidates are in order, best first, and rank after `needy`."""
         ...

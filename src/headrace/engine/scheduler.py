@@ -6,12 +6,13 @@ names it has retired (`Sequence.last_step`), and a token that a plan in flight w
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from headrace.engine.memory import Memory
-from headrace.engine.policies import FINISHED_MAX, FOREVER, AdmissionView, EnginePolicies, StepView
+from headrace.engine.policies import FINISHED_MAX, FOREVER, AdmissionView, EnginePolicies, Moment, StepView
 from headrace.engine.repeats import Issued, repeat_max, settle_repeats, slack
 from headrace.engine.sequence import Sequence, Status
+from headrace.engine.shares import Shares
+from headrace.engine.wishes import Wishes
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
 from headrace.types.messages import Report, Role
@@ -19,22 +20,6 @@ from headrace.types.plan import Growth, SequenceStart, StepPlan, StepResult, Wor
 
 MATCHES_AHEAD = 16
 """Prefix look-ups asked for before their sequence can start: hides the round trip, and bounds what waiting sequences lock."""
-
-
-@dataclass(slots=True)
-class Wishes:
-    """What the scheduler wants said to others, collected while it plans."""
-
-    match: list[Sequence] = field(default_factory=list[Sequence])
-    """Look up and lock the prefix."""
-    unlock: list[Sequence] = field(default_factory=list[Sequence])
-    """Give the prefix back."""
-    receive: list[Sequence] = field(default_factory=list[Sequence])
-    """Blocks are reserved: ask the source for the KV."""
-
-    def clear(self) -> None:
-        for wish in (self.match, self.unlock, self.receive):
-            wish.clear()
 
 
 class Scheduler:
@@ -59,6 +44,9 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.receiving: list[Sequence] = []
+        self.loading: list[Sequence] = []
+        self.copying = 0
+        """Copies to and from host memory that have not ended."""
         self.stopping: list[Sequence] = []
         self.inflight: deque[Issued] = deque()
         self.steps = 0
@@ -66,6 +54,7 @@ class Scheduler:
         """Number of the last plan whose result is in."""
         self.finished: deque[int] = deque(maxlen=FINISHED_MAX)
         """New tokens of the sequences that ended here."""
+        self.shares = Shares() if policies.ordering.reads_served else None
         self.preemptions = 0
         self.force = False
         """Another holder needs what our lowest-ranked sequence has."""
@@ -80,9 +69,14 @@ class Scheduler:
         """Something has happened since the last plan that may change the next."""
         self.refused = False
         """The first that waits would fit and was not let in: once memory is used it will not fit, and be asked for."""
+        self._unripe = False
+        """Somebody would be stopped for it who has to draw a token first."""
         self.once: list[StepId] = []
         """Plans that were open and are to run once, not said yet."""
         self._retired_now = False
+        swapping = policies.preemption.swapping
+        self._halts = swapping is not None and not swapping.background
+        """No step is planned while copies are under way."""
         self._sorted = False
         """Queue and running set are in order, and ranks do not change by themselves."""
         self._ends: list[SequenceKey] = []
@@ -96,7 +90,7 @@ class Scheduler:
         return Report(
             observed_at_ns=now_ns,
             waiting=len(self.waiting),
-            running=len(self.running),
+            running=len(self.running) + len(self.loading),
             held=held,
             receiving=len(self.receiving),
             tokens_waiting=sum(max(0, s.total - s.scheduled) for s in active),
@@ -119,10 +113,11 @@ class Scheduler:
         sequence.status = Status.WAITING
         if not (sequence.hashes and sequence.caches):
             sequence.status = Status.MATCHED
-            sequence.recomputed, sequence.lost = sequence.recomputed + sequence.lost, 0
-            if sequence.role is Role.DECODE:
+            sequence.recomputed += max(0, sequence.lost - sequence.kept)
+            sequence.lost = 0
+            if sequence.role is Role.DECODE or sequence.kept:
                 # The source has trimmed, too, what windows have passed. Nothing is published yet, so the pool need not know.
-                self.memory.trim(sequence, sequence.total)
+                self.memory.trim(sequence, sequence.kept or sequence.total)
         self.waiting.append(sequence)
 
     def join(self, sequence: Sequence) -> None:
@@ -130,6 +125,9 @@ class Scheduler:
         self.changed, self._sorted = True, False
         if sequence.status is Status.RECEIVING:
             self.receiving.remove(sequence)
+        elif sequence.status is Status.LOADING:
+            self.loading.remove(sequence)
+        sequence.kept, sequence.resumed = 0, sequence.emitted
         sequence.status = Status.RUNNING
         self.running.append(sequence)
 
@@ -151,6 +149,8 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.status is Status.RECEIVING:
             self.receiving.remove(sequence)
+        elif sequence.status is Status.LOADING:
+            self.loading.remove(sequence)
         elif sequence.status in (Status.WAITING, Status.MATCHING, Status.MATCHED):
             self.waiting.remove(sequence)
         sequence.status = Status.STOPPING
@@ -184,11 +184,22 @@ class Scheduler:
         assert sequence.pending == 0
         self.enqueue(sequence)
 
+    def unload(self, sequence: Sequence) -> None:
+        """Its KV does not come back from host memory: start over; its blocks are freed already."""
+        self.loading.remove(sequence)
+        sequence.lost, sequence.kept = sequence.lost + sequence.kept, 0
+        sequence.scheduled = sequence.computed = 0
+        self.enqueue(sequence)
+
     def retire(self, result: StepResult) -> Issued:
         """Take in that the oldest plan has run, so many times; the plan as it was issued."""
         issued = self.inflight[0]
         assert issued.plan.step == result.step, "results come in the order of plans"
-        self.steps += settle_repeats(issued, result, self.memory)
+        more = settle_repeats(issued, result, self.memory)
+        self.steps += more
+        if more and self.shares is not None:
+            for row in issued.rows:
+                self.shares.serve(row, more)
         self.retired = issued.last_step - issued.left
         if not issued.left:
             self.inflight.popleft()
@@ -215,8 +226,12 @@ class Scheduler:
         if self._full():
             self._look_ahead()
             return None
-        self._sort(now_ns)
-        self.refused = False
+        if self._halts and (self.copying or self.loading):
+            self._look_ahead()
+            return None
+        moment = self._moment(now_ns)
+        self._sort(moment)
+        self.refused = self._unripe = False
         if self.force and self._stop_for(None, list(self.running)) is not None:
             self.force = False
         lacking = self._secure()
@@ -226,8 +241,10 @@ class Scheduler:
         else:
             self.memory.need = [0] * len(self.memory.spare)
             if self.waiting and not self.memory.pressed:
-                self._admit(now_ns)
-        view = self._view(now_ns, lacking)
+                self._admit(moment)
+                if self._halts and self.loading:
+                    return None
+        view = self._view(moment, lacking)
         self._sorted = self.policies.ordering.horizon(view) >= FOREVER
         work = self.policies.batching.plan(view)
         return self._issue(work, view, lacking=bool(lacking)) if work else None
@@ -236,14 +253,20 @@ class Scheduler:
         """The instant is over."""
         self._retired_now = False
 
-    def _sort(self, now_ns: int) -> None:
+    def _moment(self, now_ns: int) -> Moment:
+        if self.shares is None:
+            return Moment(now_ns, self.steps)
+        self.shares.begin()
+        return Moment(now_ns, self.steps, self.shares.served)
+
+    def _sort(self, moment: Moment) -> None:
         if self._sorted:
             return
         rank = self.policies.ordering.rank
-        self.waiting.sort(key=lambda s: rank(s, now_ns))
-        self.running.sort(key=lambda s: rank(s, now_ns))
+        self.waiting.sort(key=lambda s: rank(s, moment))
+        self.running.sort(key=lambda s: rank(s, moment))
 
-    def _view(self, now_ns: int, lacking: dict[SequenceKey, list[int]]) -> StepView:
+    def _view(self, moment: Moment, lacking: dict[SequenceKey, list[int]]) -> StepView:
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
@@ -253,12 +276,13 @@ class Scheduler:
                 begun = remaining == 1 and sequence.emitted + sequence.pending > 0
                 (decodes if begun else prefills).append(sequence)
         return StepView(
-            now_ns=now_ns,
+            now_ns=moment.now_ns,
             decodes=decodes,
             prefills=prefills,
             waiting=self.waiting,
             tokens_max=self._tokens_max,
             sequences_max=self._sequences_max,
+            moment=moment,
         )
 
     # Memory
@@ -321,9 +345,11 @@ class Scheduler:
 
     # Admission
 
-    def _admit(self, now_ns: int) -> None:
+    def _admit(self, moment: Moment) -> None:
         """Start what may start, in order, and ask for the prefixes of what comes next."""
-        room = self._sequences_max - len(self.running) - len(self.receiving)
+        room = self._room()
+        if room <= 0:
+            self._displace(self.waiting[0], moment)
         for sequence in self.waiting[: max(0, room)]:
             if sequence.status is not Status.MATCHED:
                 break
@@ -339,7 +365,9 @@ class Scheduler:
                 self.memory.since_ns = sequence.arrival_ns
                 if self.memory.short:
                     # What those behind it lock may be all it lacks.
-                    self.unlock_waiting(but=sequence)
+                    unlocked = self.unlock_waiting(but=sequence)
+                    if not unlocked and not self.memory.awaits:
+                        self._displace(sequence, moment)
                 break
             self.waiting.remove(sequence)
             self.memory.grow(sequence, missing)
@@ -347,16 +375,40 @@ class Scheduler:
                 sequence.status = Status.RECEIVING
                 self.receiving.append(sequence)
                 self.wishes.receive.append(sequence)
+            elif sequence.kept > sequence.computed:
+                sequence.status = Status.LOADING
+                self.loading.append(sequence)
+                self.wishes.load.append(sequence)
             else:
                 self.join(sequence)
         self._look_ahead()
-        self._sort(now_ns)
+        self._sort(moment)
+
+    def _room(self) -> int:
+        """Sequences that may still be started."""
+        return self._sequences_max - len(self.running) - len(self.receiving) - len(self.loading)
+
+    def _displace(self, sequence: Sequence, moment: Moment) -> None:
+        """Stop one that runs for one that waits, if the order wants it; one after another. What admission refuses displaces nobody.
+
+        Who has begun draws a token first: else sequences whose ranks change could take turns without getting on.
+        """
+        ordering = self.policies.ordering
+        if not ordering.displaces or self.stopping or sequence.status is not Status.MATCHED:
+            return
+        rank = ordering.rank(sequence, moment)
+        behind = [s for s in self.running if ordering.rank(s, moment) > rank]
+        ripe = [s for s in behind if s.emitted + s.pending > s.resumed]
+        self._unripe = len(ripe) < len(behind)
+        if ripe:
+            self._stop_for(sequence, ripe)
 
     def _look_ahead(self) -> None:
         """Ask for the prefixes of what comes next, even while no plan can be made, but lock nothing that somebody is short of."""
         if not self.waiting or self.memory.pressed or self.memory.short:
             return
-        room = self._sequences_max - len(self.running) - len(self.receiving)
+        # Where those that wait may displace others the first is looked up in any case.
+        room = max(self._room(), int(self.policies.ordering.displaces))
         for sequence in self.waiting[: max(0, min(room, MATCHES_AHEAD))]:
             if sequence.status is Status.WAITING:
                 sequence.status = Status.MATCHING
@@ -370,7 +422,7 @@ class Scheduler:
             blocks_total=memory.blocks_total,
             blocks_needed=missing,
             block_size=memory.spec.block_size,
-            receiving=self.receiving,
+            receiving=self.receiving + self.loading,
             finished=self.finished,
             steps=self.steps,
         )
@@ -402,6 +454,10 @@ class Scheduler:
             layered=self._layered and any(s.role is Role.PREFILL for s in rows),
             repeat_max=1 if lacking else self._repeats(rows, items, view),
         )
+        if self.shares is not None:
+            # Only now: the plan's horizon is that of the counts before it.
+            for sequence, count in work:
+                self.shares.serve(sequence, count)
         self._ends.clear()
         self._growth.clear()
         opened = plan.repeat_max > 1
@@ -412,6 +468,9 @@ class Scheduler:
     def _repeats(self, rows: list[Sequence], items: list[Work], view: StepView) -> int:
         """How often the plan may run."""
         if self._repeats_max == 1 or any(w.count > 1 or not w.emits for w in items):
+            return 1
+        if self._unripe or (self._halts and any(not s.ends for s in self.stopping)):
+            # Who is unripe may be stopped in the next step; when a victim's copies begin no further step is planned.
             return 1
         memory = self.memory
         if memory.short and not any(memory.need):

@@ -9,8 +9,10 @@ Life cycle on an instance (`status`):
  6. RECEIVING  (DECODE, after 3) blocks reserved, expectation registered; then RUNNING.
  7. STOPPING   preempted or ended, but a plan in flight, or a write, still uses its blocks.
  8. FENCING    gave up receiving; waits until the source can write no more.
+ 9. LOADING    (after 3, swapped out before) blocks reserved; its KV is on the way back from host memory; then RUNNING.
 Before all that, FETCHING: in no queue yet, as its prefix is fetched from another instance (`nodes.fetching`); it goes on as MATCHED.
-Preemption leads from STOPPING back to WAITING; all else leads out of the instance.
+Preemption leads from STOPPING back to WAITING, with `kept` tokens in host memory if they were swapped out (`nodes.swapping`); all else
+leads out of the instance.
 """
 
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ class Status(Enum):
     STOPPING = "stopping"
     FENCING = "fencing"
     FETCHING = "fetching"
+    LOADING = "loading"
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +87,11 @@ class Sequence:
     """Its prefix is looked up, and its full blocks are published."""
     prefiller: Address | None = None
     """Whose pool gets what is generated here when the sequence ends."""
+    kept: int = 0
+    """While it does not run: leading tokens whose KV lies in host memory, so that they need not be computed again."""
+    resumed: int = 0
+    """Emitted tokens when it began to run, or to run again."""
+    tenant: str = ""
 
     @property
     def emit_limit(self) -> int:
@@ -119,4 +127,5 @@ def sequence_from(start: Start, groups: int) -> Sequence:
         tables=[[] for _ in range(groups)],
         published=[0] * groups,
         trimmed=[0] * groups,
+        tenant=start.tenant,
     )

@@ -10,7 +10,7 @@ from socket import gethostname
 from headrace.live.journal import Header, Journal, PoolSettings, RouterSettings, remake
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.policies import policy
-from headrace.live.pools import Pool, check_memory, layout_for
+from headrace.live.pools import Pool, check_memory, layout_for, layout_of
 from headrace.live.settings import Model, ServiceConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
@@ -59,7 +59,9 @@ class Cores:
         config = self._config
         count = min(1, len(config.workers)) if config.shared else len(config.workers)
         layout = layout_for(self._model.spec, config.kv_bytes)
-        check_memory(layout.total, count)
+        swap_blocks = config.instance.swap_blocks
+        swap = layout_of(self._model.spec, swap_blocks).total if any(swap_blocks) else 0
+        check_memory(layout.total, count, swap * len(config.workers))
         for _ in range(count):
             number = PoolId(next(self._numbers))
             pool = self.pools[number] = Pool.create(f"pool{number}", layout)

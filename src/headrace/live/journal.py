@@ -87,8 +87,16 @@ def remake(header: Header) -> Core:
         case PoolSettings(pool, spec, blocks, eviction, listener):
             evict = policy("kv.evict", eviction)
             return PoolCore(header.address, pool, spec, blocks, evict, listener=listener)
-        case InstanceSettings(router, info, spec, engine, config):
-            return Instance(header.address, router, info, spec, engine_policies(engine), config)
+        case InstanceSettings():
+            return remake_instance(header)
+
+
+def remake_instance(header: Header) -> Instance:
+    """The same for what is known to be an instance's."""
+    settings = header.settings
+    assert isinstance(settings, InstanceSettings)
+    router, info, spec, config = settings.router, settings.info, settings.spec, settings.instance
+    return Instance(header.address, router, info, spec, engine_policies(settings.engine), config)
 
 
 class Instant(msgspec.Struct, frozen=True, array_like=True):

@@ -49,12 +49,17 @@ def layout_of(spec: KVSpec, blocks: tuple[int, ...]) -> PoolLayout:
     return PoolLayout(blocks, tuple(sizes), tuple(offsets), -(-end // ALIGNMENT) * ALIGNMENT)
 
 
-def check_memory(nbytes: int, pools: int) -> None:
-    """Raises ConfigError if so much memory is not there."""
+def check_memory(nbytes: int, pools: int, swap_bytes: int = 0) -> None:
+    """Raises ConfigError if so much memory is not there. `swap_bytes`: of all host areas together."""
     have = available_bytes()
     if nbytes * pools > have:
         each = f"{pools} pools of {nbytes / GIB:.2f} GiB" if pools > 1 else f"{nbytes / GIB:.2f} GiB"
         raise ConfigError(f"--kv-memory asks for {each}, but {have / GIB:.2f} GiB of memory are available")
+    if swap_bytes and nbytes * pools + swap_bytes > have:
+        raise ConfigError(
+            f"--swap-space takes {swap_bytes / GIB:.2f} GiB of all workers together, beside {nbytes * pools / GIB:.2f} GiB of KV memory, "
+            f"but {have / GIB:.2f} GiB of memory are available: lower either"
+        )
 
 
 class Pool:

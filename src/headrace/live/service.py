@@ -327,7 +327,7 @@ class Service:
             counters={
                 **self._cores.router.counters,
                 "worker_restarts": self.members.restarts,
-                "preemptions": self._team.preemptions,
+                **self._team.counts.sums(),
             },
             blocks_total=sum(sum(core.blocks.blocks) for core in cores),
             blocks_free=sum(sum(core.blocks.available()) for core in cores),

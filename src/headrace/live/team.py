@@ -99,7 +99,7 @@ class Team:
         self.door = ""
         """Where it listens for workers of other hosts, HOST:PORT; empty: nowhere."""
         self._secret = secrets.token_hex(16)
-        self._preemptions = 0
+        self._past = wire.WorkerCounts()
         """Of incarnations that have ended."""
         infos = {w.name: cores.info(index) for index, w in enumerate(config.workers)}
         self._hub = Hub(self._greet, self._receive, owner.fail)
@@ -108,9 +108,12 @@ class Team:
         self.members.launcher = self.launcher
 
     @property
-    def preemptions(self) -> int:
+    def counts(self) -> wire.WorkerCounts:
         """Since the start, of all incarnations."""
-        return self._preemptions + sum(m.counts.preemptions for m in self.members)
+        total = self._past
+        for member in self.members:
+            total = total.plus(member.counts)
+        return total
 
     def start(self) -> None:
         """Listen, if it is to, and start all workers; the owner hears of each change. Raises ConfigError."""
@@ -170,7 +173,7 @@ class Team:
     def member_lost(self, member: Member) -> None:
         """Its process has ended: nothing that it said is heard from now on, and everybody is told."""
         self._hub.dismiss(member.address)
-        self._preemptions += member.counts.preemptions
+        self._past = self._past.plus(member.counts)
         member.counts = wire.WorkerCounts()
         self._cores.post_all(PeerLost(member.address, member.info))
         lost = wire.Member(member.address, member.info)

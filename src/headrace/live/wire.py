@@ -6,6 +6,7 @@ Frames: a header (who to whom), a message, and what the shell attaches to it. Th
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import asdict
 
 from headrace.live.settings import WorkerConfig
 from headrace.types.errors import IncompatiblePeer
@@ -154,8 +155,27 @@ class WorkerCounts(msgspec.Struct, frozen=True):
     """Attached to `Report`: counts since the worker's start."""
 
     preemptions: int = 0
+    swaps_out: int = 0
+    """Preempted sequences whose KV went to host memory,"""
+    swaps_in: int = 0
+    """and came back."""
+    swaps_full: int = 0
+    """Those for which there was no room there."""
+    swap_copies: int = 0
+    """Runs copied, either way."""
+    swap_bytes: int = 0
+
     ranges: RangeCounts | None = None
     """Where memory is virtual."""
+
+    def plus(self, other: "WorkerCounts") -> "WorkerCounts":
+        """Sums of what only grows."""
+        theirs = other.sums()
+        return msgspec.convert({name: n + theirs[name] for name, n in self.sums().items()}, WorkerCounts)
+
+    def sums(self) -> dict[str, int]:
+        """What only grows, by name."""
+        return {name: count for name, count in asdict(self).items() if isinstance(count, int)}
 
 
 Control = (

@@ -36,13 +36,15 @@ from headrace.live import wire
 from headrace.live.bus import HUB, Link
 from headrace.live.clock import Clock
 from headrace.live.drawn import Drawn
-from headrace.live.journal import Header, InstanceSettings, Journal, remake
+from headrace.live.journal import Header, InstanceSettings, Journal, remake_instance
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
+from headrace.live.swaps import Swaps
 from headrace.live.transports import Site, open_transport
-from headrace.ports import Executor
+from headrace.nodes.instance import Instance
+from headrace.ports import Core, Executor
 from headrace.types.errors import HeadraceError, IncompatiblePeer
 from headrace.types.events import (
     Close,
@@ -64,6 +66,7 @@ from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Token
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.ranges import RangeCounts
+from headrace.types.swaps import SwapIn, SwapOut
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +181,16 @@ class Worker:
         self._reporting: asyncio.TimerHandle | None = None
         buffers = self._pools[config.info.pool].buffers()
         self._transport = open_transport(config.transport, self._site(buffers))
+        blocks = config.instance.swap_blocks
+        self._swaps = (
+            Swaps(config.model.spec, blocks, buffers, self._post, self.fail) if any(blocks) else None
+        )
         self._link = link or Link(config.address, config.endpoint, self._receive, self.fail)
         self._link.receive = self._receive
         self._steps = Steps(partial(make_executor, config, buffers), self._loaded, self._step_done, self.fail)
         self._node: Node | None = None
         """From `Welcome` on."""
+        self._instance: Instance
 
     def _site(self, buffers: list[memoryview]) -> Site:
         model = self._config.model
@@ -246,7 +254,8 @@ class Worker:
             config.address,
             InstanceSettings(config.router, config.info, config.model.spec, config.engine, config.instance),
         )
-        core = remake(header)
+        self._instance = remake_instance(header)
+        core: Core = self._instance
         if config.journals:
             core = Journal(core, Path(config.journals), header)
         self._hear(message.now_ns)
@@ -343,6 +352,9 @@ class Worker:
                 self._started.pop(key, None)
             case Write():
                 self._transport.write(command)
+            case SwapOut() | SwapIn():
+                assert self._swaps is not None, "without a host area nothing is swapped"
+                self._swaps.give(command)
             case _:
                 raise TypeError(f"a worker has no use for {command!r}")
 
@@ -365,14 +377,24 @@ class Worker:
         if self._reporting is None:
             self._reporting = self._loop.call_later(self._config.report_ns / 1e9, self._report)
 
+    def _counts(self) -> wire.WorkerCounts:
+        swaps, copied = self._instance.swapping.counts, self._swaps
+        return wire.WorkerCounts(
+            self._preemptions,
+            swaps.out,
+            swaps.back,
+            swaps.full,
+            copied.copies if copied is not None else 0,
+            copied.bytes if copied is not None else 0,
+            self._ranges() if self._ranges is not None else None,
+        )
+
     def _report(self) -> None:
         self._reporting = None
         assert self._node is not None
         report = self._node.core.observe(self._now_ns())
         assert report is not None
-        ranges = self._ranges() if self._ranges is not None else None
-        counts = wire.WorkerCounts(preemptions=self._preemptions, ranges=ranges)
-        self._link.send(self._config.router, report, wire.encode_payload(counts))
+        self._link.send(self._config.router, report, wire.encode_payload(self._counts()))
         busy = report.waiting or report.running or report.held or report.receiving or report.sending
         if self._retiring and report.draining and not busy:
             self._farewell()

@@ -86,6 +86,7 @@ class Choice:
             source=source,
             fetch=fetch,
             version=self.version,
+            tenant=request.tenant,
         )
 
     def prefilled(self, tokens: int, fleet: Fleet) -> None:

@@ -29,6 +29,7 @@ from headrace.nodes.results import Results
 from headrace.nodes.returning import Returning
 from headrace.nodes.sending import Sending
 from headrace.nodes.standstill import Standstill
+from headrace.nodes.swapping import Swapping
 from headrace.types.events import (
     Close,
     Command,
@@ -76,6 +77,7 @@ from headrace.types.messages import (
     Stay,
     Tail,
 )
+from headrace.types.swaps import Swapped
 from headrace.types.weights import Switch, Switched, UseWeights, WeightsReady
 
 
@@ -101,7 +103,8 @@ class Instance:
         """Carried out last: what is sent in the same settle may still need a sequence's ids."""
         self.sending = Sending(spec, self.memory, info.pool_address, config.stream, self._emit)
         self.receiving = Receiving(spec, self.memory, self._emit)
-        own = self.memory, self.scheduler, self.sending, self.receiving
+        self.swapping = Swapping(self.scheduler, config.swap_blocks, self.sending.busy, self._emit)
+        own = self.memory, self.scheduler, self.sending, self.receiving, self.swapping
         parts = Parts(router, info.pool_address, spec, config, *own, self._send)
         self.sequences = parts.sequences
         self._deadlines = parts.deadlines
@@ -167,6 +170,8 @@ class Instance:
                     self.handing.written(key, failed, now_ns)
                 elif failed:
                     self.migrating.failed()
+            case Swapped():
+                self._swapped(event)
             case PeerUp(peer, info):
                 self._peers[peer] = info
                 self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
@@ -192,6 +197,7 @@ class Instance:
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
         self.migrating.check(now_ns)
+        self.swapping.settle()
         self.fetching.settle(self._peers, now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
@@ -227,7 +233,7 @@ class Instance:
     @property
     def idle(self) -> bool:
         """Nothing is held for anyone."""
-        pieces = (self.sending, self.receiving, self.fetching, self.returning)
+        pieces = (self.sending, self.receiving, self.fetching, self.returning, self.swapping)
         return not self.sequences and all(piece.idle for piece in pieces)
 
     # Messages
@@ -295,6 +301,8 @@ class Instance:
         sequence = sequence_from(message, len(self._spec.groups))
         sequence.caches = self._caches(message.role)
         self.sequences[key] = sequence
+        if self.scheduler.shares is not None:
+            self.scheduler.shares.enter(sequence)
         if message.role is Role.PREFILL:
             self.sending.started(sequence)
         if message.role is Role.DECODE:
@@ -377,10 +385,10 @@ class Instance:
         if self.memory.pressed:
             self.scheduler.unmatch(sequence)
             return
-        sequence.recomputed += max(0, sequence.lost - message.tokens)
+        sequence.recomputed += max(0, sequence.lost - max(message.tokens, sequence.kept))
         sequence.lost = 0
-        if sequence.role is Role.DECODE:
-            for trim in self.memory.trim(sequence, sequence.total):
+        if sequence.role is Role.DECODE or sequence.kept > message.tokens:
+            for trim in self.memory.trim(sequence, sequence.kept or sequence.total):
                 self._to_pool(trim)
 
     def _goes_on(self, sequence: Sequence, tokens: int) -> None:
@@ -393,6 +401,19 @@ class Instance:
         sequence.status = Status.MATCHED
         if self.memory.pressed:
             self.scheduler.unmatch(sequence)
+
+    def _swapped(self, event: Swapped) -> None:
+        """Copies to or from host memory have ended."""
+        done = self.swapping.ended(event)
+        if done is None:
+            return
+        sequence, ok = done
+        if ok:
+            self.results.publish(sequence)
+            self.scheduler.join(sequence)
+        else:
+            self.leaving.free(sequence)
+            self.scheduler.unload(sequence)
 
     # Steps
 
@@ -446,6 +467,9 @@ class Instance:
         for sequence in wishes.receive:
             if sequence.status is Status.RECEIVING:  # else it was given up in this very instant
                 self.receiving.expect(sequence, shared=False)
+        for sequence in wishes.load:
+            if sequence.status is Status.LOADING:
+                self.swapping.load(sequence)
         wishes.clear()
         for message in self.memory.messages():
             self._to_pool(message)

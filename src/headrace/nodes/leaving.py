@@ -5,6 +5,7 @@ from collections.abc import Callable
 from headrace.engine.sequence import Sequence, Status
 from headrace.nodes.parts import Parts
 from headrace.types.events import Close
+from headrace.types.ids import SequenceKey
 from headrace.types.messages import Failed, Release, Unfenced
 
 
@@ -38,7 +39,8 @@ class Leaving:
 
     def reap(self) -> bool:
         """Stopped sequences that no plan and no write in flight uses: free their blocks; those preempted start over. True if any."""
-        drained = self._parts.scheduler.drained(self._parts.sending.busy)
+        self._parts.swapping.save()
+        drained = self._parts.scheduler.drained(self._busy)
         if drained and (self._parts.scheduler.waiting or any(self._parts.memory.need)):
             self._parts.scheduler.changed = True
         for sequence in drained:
@@ -46,8 +48,13 @@ class Leaving:
                 self.leave(sequence)
             else:
                 self.free(sequence)
+                self._parts.swapping.requeued(sequence)
                 self._parts.scheduler.requeue(sequence)
         return bool(drained)
+
+    def _busy(self, key: SequenceKey) -> bool:
+        """Does anybody but a plan use its blocks?"""
+        return self._parts.sending.busy(key) or self._parts.swapping.busy(key)
 
     def leave(self, sequence: Sequence) -> None:
         """Nothing can touch its blocks any more: free them and forget it."""
@@ -55,6 +62,9 @@ class Leaving:
         self.free(sequence)
         self._parts.sending.close(key)
         self._parts.receiving.close(key)
+        self._parts.swapping.forget(key)
+        if self._parts.scheduler.shares is not None:
+            self._parts.scheduler.shares.leave(sequence)
         self._parts.scheduler.leave(sequence, closes=True)
         self._parts.deadlines.pop(key, None)
         del self._parts.sequences[key]

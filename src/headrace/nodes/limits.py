@@ -54,6 +54,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """In what pieces KV is sent (`--kv-stream`)."""
     lease_blocks: int = 32
     """Blocks kept in hand beyond what work waits for."""
+    swap_blocks: tuple[int, ...] = ()
+    """Blocks of the host area, per group (`--swap-space`); empty: there is none."""
     hold_ns: int = 60 * SECOND
     """A prefilled sequence waits so long for its KV to be fetched."""
     receive_ns: int = 300 * SECOND

@@ -102,6 +102,9 @@ class Migrating:
         departure = self._departure
         if departure is None or (departure.sequence.key, departure.target) != (message.key, source):
             return False
+        if departure.sequence.ends:
+            # In this very instant: nothing of it is sent any more.
+            return True
         departure.session = self._sending.moves(source, message)
         departure.asked = False
         departure.room = self._memory.spec.blocks_for(message.known)

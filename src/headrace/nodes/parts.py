@@ -9,6 +9,7 @@ from headrace.engine.sequence import Sequence
 from headrace.nodes.limits import InstanceConfig
 from headrace.nodes.receiving import Receiving
 from headrace.nodes.sending import Sending
+from headrace.nodes.swapping import Swapping
 from headrace.types.ids import Address, SequenceKey
 from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage
@@ -24,6 +25,7 @@ class Parts:
     scheduler: Scheduler
     sending: Sending
     receiving: Receiving
+    swapping: Swapping
     send: Callable[[Address, AnyMessage], None]
     sequences: dict[SequenceKey, Sequence] = field(default_factory=dict[SequenceKey, Sequence])
     deadlines: dict[SequenceKey, int] = field(default_factory=dict[SequenceKey, int])

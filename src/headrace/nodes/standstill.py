@@ -37,7 +37,7 @@ class Standstill:
     def victim(self, sequences: Iterable[Sequence], now_ns: int) -> Sequence | None:
         """What to give up now."""
         scheduler, memory = self._scheduler, self._scheduler.memory
-        moving = scheduler.inflight or scheduler.stopping
+        moving = scheduler.inflight or scheduler.stopping or scheduler.loading
         waits = scheduler.waiting or memory.short or memory.pressed
         idle = [s for s in sequences if self._sits(s)] if waits and not moving else []
         if not idle:

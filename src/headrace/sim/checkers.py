@@ -44,6 +44,7 @@ class Checker:
             pool, _ = self._shell.pools[node.info.pool]
             assert isinstance(pool.state, PoolCore)
             check_lease(node, pool.state.blocks)
+            check_host(node)
             for command in commands:
                 if isinstance(command, Execute):
                     check_work(self._shell, node, command.plan)
@@ -118,6 +119,25 @@ def check_lease(worker: ContentWorker, pool: BlockPool) -> None:
                     f"{worker.address} uses blocks {first}..{first + size - 1} of group {group} unduly"
                 )
             free ^= bits
+
+
+def check_host(worker: ContentWorker) -> None:
+    """No host block is lost, owned twice, or kept for a sequence that is not here; who waits with KV there still has it there."""
+    instance = worker.state
+    assert isinstance(instance, Instance)
+    area = instance.swapping.area
+    if not instance.swapping.swaps:
+        return
+    area.audit()
+    for key in area.copies:
+        if key not in instance.sequences:
+            raise Violation(f"{worker.address} keeps host memory for {key}, which has left")
+    for sequence in instance.sequences.values():
+        blocks = instance.memory.spec.blocks_for(sequence.kept)
+        if sequence.kept and any(copy.end < blocks for copy in area.copies.get(sequence.key, ())):
+            raise Violation(
+                f"{worker.address}: {sequence.key} waits for {sequence.kept} tokens that are not in host memory"
+            )
 
 
 def _bits(first: int, size: int) -> int:

@@ -29,6 +29,7 @@ from headrace.sim.rng import KeyedRng
 from headrace.sim.samples import Samples
 from headrace.sim.shell import ROUTER, Shell, ShellConfig, pool_address
 from headrace.sim.shell import Place as Position
+from headrace.sim.swaps import CopyCosts
 from headrace.sim.timing import PERMILLE, Host, TimingWorker
 from headrace.sim.topology import Links, Topology
 from headrace.types.costs import Costs
@@ -117,6 +118,8 @@ class Cluster:
     """Instances report this often, if a policy reads reports."""
     slowdown: Callable[[str, tuple[str, ...]], float] | None = None
     """Of steps beside others on one host; None: they do not disturb each other."""
+    copies: CopyCosts = field(default_factory=CopyCosts)
+    """Of swapping to host memory."""
     output_limit: int | None = None
     """What requests ask for at most; None: each asks for what it will get."""
     deadline_ns: int | None = None
@@ -393,6 +396,8 @@ class _Maker:
 
     def worker(self, index: int, address: Address, core: Core, info: InstanceInfo) -> TimingWorker:
         member = self._cluster.members[self._numbers[address.name]]
+        spec, copies = self._cluster.spec, self._cluster.copies
+        block_bytes = tuple(spec.block_bytes(group) for group in range(len(spec.groups)))
         return TimingWorker(
             index,
             address,
@@ -401,8 +406,9 @@ class _Maker:
             info,
             costs=member.costs,
             depth=self._config.depth,
-            block_size=self._cluster.spec.block_size,
-            layers=sum(len(g.layers) for g in self._cluster.spec.groups),
+            block_size=spec.block_size,
+            layers=sum(len(g.layers) for g in spec.groups),
+            copies=lambda command: copies.duration_ns(command, block_bytes),
             pace=int(member.slow * PERMILLE),
             host=self._hosts.get(member.place[0]),
         )

@@ -20,6 +20,7 @@ from headrace.sim.shell import Shell
 from headrace.types.events import DrainAsked
 from headrace.types.ids import RequestId
 from headrace.types.messages import AnyMessage
+from headrace.types.swaps import SwapIn, SwapOut
 from headrace.types.weights import Committed, Completed, Running, SwitchAsked, SwitchDropped
 
 
@@ -37,7 +38,7 @@ class Victim(Enum):
 @dataclass(frozen=True, slots=True)
 class Ambush:
     message: str
-    """Name of a kind of message."""
+    """Name of a kind of message, or `SwapOut` or `SwapIn`."""
     count: int
     """The how many-th of its kind in the run, from 1."""
     victim: Victim
@@ -110,7 +111,7 @@ class Faults:
         # The process that serves tells of births and deaths: who is cut off from it hears of them later.
         shell.when_heard = lambda to, at_ns: network.open_ns(shell.router, to, at_ns)
         if plan.ambushes:
-            network.on_send = self._sent
+            network.on_send = shell.on_swap = self._sent
         for at_ns, name in plan.kills:
             self._at(at_ns, "kills", name, self._kill, name)
         for at_ns, name in plan.drains:
@@ -180,7 +181,7 @@ class Faults:
     def _slow(self, name: str, factor: float) -> None:
         self._shell.slow[name] *= factor
 
-    def _sent(self, source: Node, target: Node, message: AnyMessage) -> None:
+    def _sent(self, source: Node, target: Node, message: AnyMessage | SwapOut | SwapIn) -> None:
         name = type(message).__name__
         self._said[name] += 1
         for ambush in self._plan.ambushes:
@@ -188,7 +189,9 @@ class Faults:
             if due and self._shell.loop.now_ns < self._plan.heal_ns:
                 self._spring(ambush, source, target, message)
 
-    def _spring(self, ambush: Ambush, source: Node, target: Node, message: AnyMessage) -> None:
+    def _spring(
+        self, ambush: Ambush, source: Node, target: Node, message: AnyMessage | SwapOut | SwapIn
+    ) -> None:
         shell, heal_ns = self._shell, self._plan.heal_ns
         at_ns = min(shell.loop.now_ns + ambush.delay_ns, heal_ns)
         what = f"{ambush.victim.value} of {message} from {source.address} to {target.address}"

@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
+from msgspec.structs import asdict
+
 from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
@@ -179,6 +181,8 @@ def happened(outcome: Outcome) -> Counter[str]:
     for worker in shell.workers.values():
         if isinstance(worker.state, Instance):
             counts["preemptions"] += worker.state.scheduler.preemptions
+            counts.update({f"swaps {k}": n for k, n in asdict(worker.state.swapping.counts).items() if n})
+            counts["blocks contaminated"] += worker.state.swapping.area.contaminated
     return counts
 
 

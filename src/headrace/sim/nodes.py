@@ -9,11 +9,13 @@ from headrace.ports import Core
 from headrace.sim.executors import ContentExecutor, Step
 from headrace.sim.loop import Loop
 from headrace.sim.memory import Memory
+from headrace.sim.swaps import Lane, Outlook, copy_runs
 from headrace.types.events import Command, Event, LayersDone, StepDone
 from headrace.types.ids import Address, RequestId, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail, Tokens
 from headrace.types.payload import Emission
 from headrace.types.plan import StepPlan
+from headrace.types.swaps import SwapIn, SwapOut, Swapped
 from headrace.types.weights import UseWeights, WeightsReady
 
 Watch = Callable[["Node", int, Event | None, list[Command] | None], None]
@@ -107,6 +109,10 @@ class Worker(Node):
         """Forget the sequence once the plans given so far have run."""
         raise TypeError("a kind of worker says what it keeps")
 
+    def swap(self, command: SwapOut | SwapIn) -> None:
+        """Copy to or from host memory, behind those copies that are under way."""
+        raise TypeError("a kind of worker says how it copies")
+
     def attach(self, message: Tail | Tokens) -> Any:
         """What the message carries beside what cores see."""
         return None
@@ -131,10 +137,18 @@ class ContentWorker(Worker):
         depth: int,
         broken: dict[RequestId, int],
         switch_ns: int = 1,
+        host_blocks: tuple[int, ...] = (),
+        outlook: Callable[[int, SwapOut | SwapIn], Outlook] = lambda index, command: Outlook(1),
     ) -> None:
         """`switch_ns`: how long a change of weights takes."""
         super().__init__(index, address, core, loop, info)
         self.memory = memory
+        self.host = Memory(memory.spec, host_blocks)
+        """Ends with it."""
+        self._lane = Lane(loop)
+        self._outlook = outlook
+        self._swaps: dict[int, SwapOut | SwapIn] = {}
+        """Under way."""
         self.executor = ContentExecutor(memory, broken)
         self._duration_ns = duration_ns
         self._depth = depth
@@ -189,6 +203,20 @@ class ContentWorker(Worker):
         super().die(now_ns, found_ns)
         if self._step is not None:
             self.executor.abort(self._step, share=(now_ns % 5) / 4)
+        for command in self._swaps.values():
+            copy_runs(command, self.memory, self.host, share=(now_ns % 3) / 2)
+
+    def swap(self, command: SwapOut | SwapIn) -> None:
+        outlook = self._outlook(self.index, command)
+        self._swaps[command.swap] = command
+        self.loop.at(self._lane.take(outlook.duration_ns), self._swapped, command, outlook.ok)
+
+    def _swapped(self, command: SwapOut | SwapIn, ok: bool) -> None:
+        """All is read and written at the very end: what was given to others too early is no longer what it was."""
+        if self.alive:
+            del self._swaps[command.swap]
+            copy_runs(command, self.memory, self.host, share=1 if ok else 0.5)
+            self.receive(Swapped(command.swap, ok), self.loop.now_ns)
 
     def _go_on(self, now_ns: int) -> None:
         """Begin what is next, if nothing runs."""

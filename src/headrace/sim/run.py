@@ -24,11 +24,13 @@ from headrace.sim.rng import KeyedRng
 from headrace.sim.scatter import Scatter, ScatterMoves, ScatterRoles
 from headrace.sim.scenarios import MILLI, SCATTER, World, draw_world
 from headrace.sim.shell import ROUTER, Place, Shell, pool_address
+from headrace.sim.swaps import Outlook
 from headrace.sim.tiers import ContentTiers
 from headrace.types.events import Command, Event
 from headrace.types.ids import Address, PoolId
 from headrace.types.messages import InstanceInfo
 from headrace.types.plan import StepPlan
+from headrace.types.swaps import SwapIn, SwapOut
 
 HANG_NS = 600 * MILLI
 """After healing, everything ends far earlier."""
@@ -87,7 +89,11 @@ class Cores:
         name = self._world.policies[axis]
         if name == SCATTER:
             return Scatter(KeyedRng(self._world.seed))
-        return registry.load(axis, name, self._world.options.get(axis))
+        options = self._world.options.get(axis, {})
+        fields = registry.settings(axis, name)
+        return registry.load(
+            axis, name, {field: value for field, value in options.items() if field in fields}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +177,15 @@ def _shell(world: World) -> Shell:
         took_ns = 1 + int((world.shell.step_ns + world.shell.token_ns * tokens) * factor)
         return network.on_grid(loop.now_ns + took_ns) - loop.now_ns
 
+    def outlook(index: int, command: SwapOut | SwapIn) -> Outlook:
+        config, key = world.shell, (index, command.swap)
+        slow = 100 if rng.uniform("slow copy", *key) < config.slow_copy_share else 1
+        copy_ns = int(config.copy_ns * (0.5 + rng.uniform("copy", *key)) * slow)
+        ok = (
+            loop.now_ns > world.faults.heal_ns or rng.uniform("failed copy", *key) >= config.failed_copy_share
+        )
+        return Outlook(1 + copy_ns * len(command.runs), ok)
+
     def make_worker(index: int, address: Address, core: Core, info: InstanceInfo) -> ContentWorker:
         return ContentWorker(
             index,
@@ -183,6 +198,8 @@ def _shell(world: World) -> Shell:
             depth=world.instance.depth,
             broken=clients.doomed,
             switch_ns=world.shell.switch_ns,
+            host_blocks=world.instance.swap_blocks,
+            outlook=outlook,
         )
 
     shell = Shell(loop, rng, world.shell, clients, network, make_worker)

@@ -17,6 +17,7 @@ from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, 
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ROUTER, ShellConfig, pool_address
+from headrace.sim.swaps import draw_settings
 from headrace.sim.tiers import TierFaults, draw_tier_faults, draw_tiers
 from headrace.types.hashing import block_hashes, chain_root
 from headrace.types.ids import PoolId, RequestId
@@ -45,6 +46,8 @@ KINDS = (
     "slow node",
     "slow write",
     "failed write",
+    "slow copy",
+    "failed copy",
     "client leaves",
     "deadline",
     "drain",
@@ -75,6 +78,8 @@ DRAMATIC = (
     "Unfenced",
 )
 """Messages in whose midst something may be struck, beside `Dispatch`."""
+SWAPPING = ("SwapOut", "SwapIn")
+"""The same, in worlds in which sequences are swapped."""
 MOVING = ("Migrate", "Offer", "Dispatch", "More", "Tail", "Moved", "Stayed", "Fetch", "Found", "Keep")
 """The same, in worlds in which sequences move,"""
 SWITCHING = ("Switch", "Switched", "Dispatch", "Tail", "Joined", "Matched", "Tokens")
@@ -127,6 +132,8 @@ class World:
             any(factor > 1 for factor in self.shell.slow) or faults.slowdowns,
             network.slow_write_share,
             network.failed_share,
+            self.shell.slow_copy_share,
+            self.shell.failed_copy_share,
             faults.leaves or Victim.CLIENT in victims,
             any(ask.request.deadline_ns < NEVER_NS for ask in self.asks),
             faults.drains,
@@ -162,6 +169,8 @@ def draw_world(seed: int) -> World:
         for _ in range(1 + max(pool for pool, _ in places))
     )
     policies = _draw_policies(Draws(rng, "policies")) | _draw_control(Draws(rng, "control"))
+    swapping = Draws(rng, "swapping")
+    instance = replace(instance, swap_blocks=(swapping.pick((0, 3, 8, 20, 60)),) * len(spec.groups))
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
@@ -175,6 +184,9 @@ def draw_world(seed: int) -> World:
         restart_ns=draws.pick((10, 300)) * MICRO,
         slow=tuple(draws.pick((1.0, 8.0)) for _ in range(instances)) if draws.chance(SHARE) else (),
         switch_ns=Draws(rng, "switch time").pick((1, 30, 400)) * MICRO,
+        copy_ns=swapping.pick((1, 5, 20, 100)) * MICRO,
+        slow_copy_share=swapping.pick((0.1, 0.5)) if swapping.chance(SHARE) else 0,
+        failed_copy_share=swapping.pick((0.05, 0.3)) if swapping.chance(SHARE) else 0,
     )
     return World(
         seed=seed,
@@ -182,7 +194,7 @@ def draw_world(seed: int) -> World:
         pools=pools,
         places=places,
         policies=policies,
-        options={"cluster.placement": {"bind": "late"}} if late_bind else {},
+        options=({"cluster.placement": {"bind": "late"}} if late_bind else {}) | draw_settings(swapping),
         instance=instance,
         router=_draw_router(Draws(rng, "router")),
         shell=shell,
@@ -190,7 +202,7 @@ def draw_world(seed: int) -> World:
         tiers=tiers,
         tier_faults=draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
-        faults=_draw_faults(rng, asks, names, serve, network.write_ns, "cluster.rebalance" in policies),
+        faults=_draw_faults(rng, asks, names, serve, network.write_ns, policies),
     )
 
 
@@ -294,18 +306,20 @@ def _draw_faults(
     names: list[str],
     serve: tuple[str, ...],
     write_ns: int,
-    moves: bool,
+    policies: dict[str, str],
 ) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
     broken = draws.pick(asks).request
     doomed_at = draws.between(0, broken.tokens_max - 1)
     ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
-    if moves:
+    if "cluster.rebalance" in policies:
         ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
     switches = _draw_switches(Draws(rng, "switches"), heal_ns)
     if switches:
         ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
+    if policies["engine.preemption"] == "swap":
+        ambushes += _draw_ambushes(Draws(rng, "swapping ambushes"), write_ns, SWAPPING)
     return FaultPlan(
         switches=switches,
         kills=_draw_kills(Draws(rng, "kills"), names, heal_ns),

@@ -33,6 +33,7 @@ from headrace.types.events import (
 from headrace.types.ids import Address, PoolId, RequestId
 from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
 from headrace.types.request import Request
+from headrace.types.swaps import SwapIn, SwapOut
 from headrace.types.tiers import Drop, Flushed, Load, Save, Spill, TierCommand
 from headrace.types.weights import Committed, Completed, UseWeights
 
@@ -61,6 +62,12 @@ class ShellConfig:
     """Factor on step times, by instance; empty: 1 for all."""
     switch_ns: int = 1
     """A change of weights takes this."""
+    copy_ns: int = 10_000
+    """One copy to or from host memory takes so long on average,"""
+    slow_copy_share: float = 0
+    """a hundred times that where it is slow,"""
+    failed_copy_share: float = 0
+    """and so many swaps fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,8 @@ class Shell(Generic[U, C, W]):
         self.watch: Watch | None = None
         self.when_heard: Callable[[Node, int], int] = lambda to, at_ns: at_ns
         """When a node hears the news that would come to it at some time."""
+        self.on_swap: Callable[[Worker, Worker, SwapOut | SwapIn], None] = lambda worker, same, command: None
+        """Told of each swap that begins."""
         self.counts: Counter[str] = Counter()
         self.switched: Callable[[Committed | Completed], None] = lambda command: None
         """Told what the router says of a change of weights."""
@@ -315,13 +324,15 @@ class Shell(Generic[U, C, W]):
                     self.switched(command)
                 case Save() | Load() | Spill() | Drop() | Flushed():
                     self.tiers[node.address].carry(command)
-                case Execute() | Once() | Close() | Write() | UseWeights():
+                case Execute() | Once() | Close() | Write() | UseWeights() | SwapOut() | SwapIn():
                     assert isinstance(node, Worker)
                     self._carry_work(node, command)
                 case _:
                     assert_never(command)
 
-    def _carry_work(self, worker: Worker, command: Execute | Once | Close | Write | UseWeights) -> None:
+    def _carry_work(
+        self, worker: Worker, command: Execute | Once | Close | Write | UseWeights | SwapOut | SwapIn
+    ) -> None:
         match command:
             case Execute(plan):
                 worker.execute(plan, self.loop.now_ns)
@@ -331,6 +342,9 @@ class Shell(Generic[U, C, W]):
                 worker.close(key)
             case UseWeights(version):
                 worker.use_weights(version, self.loop.now_ns)
+            case SwapOut() | SwapIn():
+                worker.swap(command)
+                self.on_swap(worker, worker, command)
             case Write():
                 assert command.target not in worker.lost_peers, (
                     f"{worker.address} writes to a dead {command.target}"

@@ -19,12 +19,14 @@ from math import isqrt
 from headrace.ports import Core
 from headrace.sim.loop import Loop
 from headrace.sim.nodes import Worker
+from headrace.sim.swaps import Lane
 from headrace.types.costs import Costs
 from headrace.types.events import Event, LayersDone, Received, StepDone
 from headrace.types.ids import Address, BlockHash, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail
 from headrace.types.plan import Output, StepPlan, StepResult, Work
 from headrace.types.request import FinishReason
+from headrace.types.swaps import SwapIn, SwapOut, Swapped
 
 PERMILLE = 1000
 TELLINGS = 8
@@ -142,6 +144,7 @@ class TimingWorker(Worker):
         layers: int = 1,
         pace: int = PERMILLE,
         host: Host | None = None,
+        copies: Callable[[SwapOut | SwapIn], int] = lambda command: 1,
     ) -> None:
         super().__init__(index, address, core, loop, info, journal=False)
         self.costs = costs
@@ -156,6 +159,9 @@ class TimingWorker(Worker):
         self._size = block_size
         self._layers = layers
         self._host = host
+        self._copies = copies
+        """How long a swap takes, nanoseconds."""
+        self._lane = Lane(loop)
         self._spoken: dict[SequenceKey, Spoken] = {}
         self._queue: deque[StepPlan] = deque()
         self._running: Running | None = None
@@ -203,6 +209,13 @@ class TimingWorker(Worker):
             self._closing.append((self._running.plan.step, key))
         else:
             self._spoken.pop(key, None)
+
+    def swap(self, command: SwapOut | SwapIn) -> None:
+        self.loop.at(self._lane.take(self._copies(command)), self._swapped, command)
+
+    def _swapped(self, command: SwapOut | SwapIn) -> None:
+        if self.alive:
+            self.receive(Swapped(command.swap, True), self.loop.now_ns)
 
     def accept(self, message: Start | Tail, attachment: tuple[Script, int] | None) -> None:
         match message:

@@ -6,6 +6,7 @@ from headrace.types.ids import Address, RequestId, SequenceKey, Slot, StepId, Wr
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.request import FinishReason, Request, Timeline
+from headrace.types.swaps import SwapIn, SwapOut, Swapped
 from headrace.types.tiers import TierCommand, TierEvent
 from headrace.types.weights import (
     Committed,
@@ -93,6 +94,7 @@ Event = (
     | LayersDone
     | Written
     | Landed
+    | Swapped
     | Submitted
     | Withdrawn
     | DrainAsked
@@ -188,6 +190,8 @@ Command = (
     | Once
     | Close
     | Write
+    | SwapOut
+    | SwapIn
     | WakeAt
     | Deliver
     | Reject

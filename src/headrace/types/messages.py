@@ -49,6 +49,7 @@ class Start(Message, frozen=True):
     """Who sends what more of the prefix it has cached, before the rest is computed."""
     version: int = 0
     """Of the weights: the hashes are under its root, and the instance must have it."""
+    tenant: str = ""
 
 
 class Resume(Message, frozen=True):

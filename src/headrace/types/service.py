@@ -49,7 +49,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     """Counts since start by name: requests_finished, requests_failed, tokens_prompt_computed, tokens_prompt_hit, tokens_transferred,
     tokens_generated, preemptions, failovers, worker_restarts, transfer_bytes, transfer_writes, tokens_prompt_fetched, roles_turned,
-    migrations, migrations_aborted, tokens_returned, returned_bytes."""
+    migrations, migrations_aborted, tokens_returned, returned_bytes, swaps_out, swaps_in, swaps_full, swap_copies, swap_bytes."""
     blocks_total: int
     blocks_free: int
     """Free or evictable, over all pools and groups."""

@@ -5,7 +5,7 @@ Leaves out: everything else; it is the baseline of the axis.
 
 import msgspec
 
-from headrace.engine.policies import FOREVER, StepView
+from headrace.engine.policies import FOREVER, Moment, StepView
 from headrace.engine.sequence import Sequence
 from headrace.types.ids import SequenceKey
 
@@ -15,10 +15,13 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    displaces = False
+    reads_served = False
+
     def __init__(self, config: Config) -> None:
         pass
 
-    def rank(self, sequence: Sequence, now_ns: int) -> tuple[int, SequenceKey]:
+    def rank(self, sequence: Sequence, moment: Moment) -> tuple[int, SequenceKey]:
         return (sequence.arrival_ns, sequence.key)
 
     def horizon(self, view: StepView) -> int:

@@ -6,7 +6,7 @@ Leaves out: aging; a steady stream of urgent requests starves the rest.
 
 import msgspec
 
-from headrace.engine.policies import FOREVER, StepView
+from headrace.engine.policies import FOREVER, Moment, StepView
 from headrace.engine.sequence import Sequence
 from headrace.types.ids import SequenceKey
 
@@ -16,10 +16,13 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Policy:
+    displaces = False
+    reads_served = False
+
     def __init__(self, config: Config) -> None:
         pass
 
-    def rank(self, sequence: Sequence, now_ns: int) -> tuple[int, int, SequenceKey]:
+    def rank(self, sequence: Sequence, moment: Moment) -> tuple[int, int, SequenceKey]:
         return (sequence.priority, sequence.arrival_ns, sequence.key)
 
     def horizon(self, view: StepView) -> int:
