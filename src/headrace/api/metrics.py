@@ -102,7 +102,7 @@ RANGE_COUNTERS = {
     "stall_ns": "Seconds that steps waited for mappings",
 }
 RANGE_GAUGES = {
-    "ranges_used": "Ranges that a sequence has",
+    "in_use": "Ranges that a sequence has",
     "mapped_bytes": "KV bytes mapped into ranges",
     "held_bytes": "KV bytes of the blocks that present sequences have, shared ones counted for each",
     "used_bytes": "KV bytes of the tokens in them",
@@ -184,7 +184,7 @@ class StatusCollector(Collector):
         for kind, texts in ((CounterMetricFamily, RANGE_COUNTERS), (GaugeMetricFamily, RANGE_GAUGES)):
             for field, text in texts.items():
                 timed = field.endswith("_ns")
-                name = f"headrace:kv_range_{field.removeprefix('ranges_').removesuffix('_ns')}{'_seconds' * timed}"
+                name = f"headrace:kv_range_{field.removesuffix('_ns')}{'_seconds' * timed}"
                 family = kind(name, text, labels=labels)
                 for instance in known:
                     count = getattr(instance.ranges, field)

@@ -19,7 +19,7 @@ class RangeCounts(msgspec.Struct, frozen=True, array_like=True):
     """Steps that waited for a mapping."""
     stall_ns: int = 0
     """How long they did, together."""
-    ranges_used: int = 0
+    in_use: int = 0
     """Ranges that a sequence has."""
     mapped_bytes: int = 0
     """Of all ranges, those of past sequences included; a block that two of them show counts twice."""

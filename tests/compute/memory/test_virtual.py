@@ -180,7 +180,7 @@ def test_the_next_turn_finds_its_prefix_mapped(loaded: Loaded) -> None:
     driver.add(key(1), PROMPT, SEEDED)
     driver.run([key(1)], 1)
     driver.runner.close(key(1))
-    assert memory.counts().ranges_used == 0 and memory.counts().mapped_bytes > 0
+    assert memory.counts().in_use == 0 and memory.counts().mapped_bytes > 0
     driver.add(key(2), PROMPT, SEEDED, like=key(1), computed=112)
     driver.run([key(2)], 1)
     assert memory.counts().blocks_in_place == 2 * 7
@@ -325,4 +325,4 @@ def test_counts_of_memory(loaded: Loaded) -> None:
     assert counts is not None
     token = sum(spec.block_bytes(g) for g in range(2)) // BLOCK_SIZE
     assert (counts.used_bytes, counts.held_bytes, counts.mapped_bytes) == (21 * token, 32 * token, 32 * token)
-    assert counts.resident_bytes == BLOCKS * BLOCK_SIZE * token and counts.ranges_used == 1
+    assert counts.resident_bytes == BLOCKS * BLOCK_SIZE * token and counts.in_use == 1

@@ -146,7 +146,7 @@ class VirtualMemory:
             map_ns=tally.map_ns,
             stalls=self._stalls,
             stall_ns=self._stall_ns,
-            ranges_used=len(ranges.held),
+            in_use=len(ranges.held),
             mapped_bytes=ranges.mapped_bytes,
             held_bytes=ranges.held_bytes,
             resident_bytes=ranges.pages.resident_bytes(),
