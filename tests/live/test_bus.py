@@ -8,6 +8,9 @@ import zmq
 
 from headrace.live import wire
 from headrace.live.bus import HUB, Hub, Link
+from headrace.live.pools import layout_of
+from headrace.live.transfer.kv import Place
+from headrace.live.transfer.regions import Card, Descriptor
 from headrace.types.errors import IncompatiblePeer
 from headrace.types.ids import Address, RequestId, SequenceKey
 from headrace.types.kv import Layout
@@ -49,6 +52,9 @@ def hello(**fields: object) -> wire.Hello:
         "spec": SPEC,
         "vocabulary": 9,
         "numerics": "n",
+        "place": Place(
+            Descriptor(Card(Address("a", 1), "here", ()), 0, 64, "layout", "token"), layout_of(SPEC, (1, 1))
+        ),
     }
     return wire.Hello(**{**said, **fields})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.live.service import Service
-from headrace.live.settings import WorkerSettings
+from headrace.live.settings import TransferSettings, WorkerSettings
 from headrace.types.errors import ConfigError, HeadraceError, Overloaded, RequestFailed
 from headrace.types.request import FinishReason
 from tests.live.fake import expected
@@ -196,7 +196,7 @@ def test_a_worker_that_cannot_load_says_why() -> None:
         ({"workers": (WorkerSettings(name="router"),)}, "'router' is taken"),
         ({"workers": MIXED * 2}, "'w0' is taken"),
         ({"workers": (WorkerSettings(name="w0", leaning="both"),)}, "none of prefill"),
-        ({"transport": "pigeon"}, "pigeon"),
+        ({"transfer": TransferSettings(transport="pigeon")}, "pigeon"),
     ],
 )
 def test_wrong_settings_are_named(fields: dict[str, object], message: str) -> None:

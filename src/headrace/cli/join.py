@@ -6,7 +6,7 @@ import sys
 from socket import gethostname
 from typing import NoReturn
 
-from headrace.cli import wiring
+from headrace.cli import transferring, wiring
 from headrace.cli.options import WorkerOptions
 from headrace.cli.worker import make_executor
 from headrace.live.joining import Joining, run_joined
@@ -52,6 +52,8 @@ def join(options: WorkerOptions) -> NoReturn:
         timeout_ns=int(options.join_timeout * 1e9),
         retire_ns=int(options.shutdown_timeout * 1e9),
         silence_ns=ServiceConfig(workers=()).silence_ns,
+        transfer_hosts=transferring.transfer_hosts(options),
+        transfer_tls=transferring.transfer_tls(options),
         options={"folder": str(wiring.folder(options)), "dtype": options.dtype},
     )
     run_joined(joining, make_executor, start_over)

@@ -24,7 +24,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
     spec = config.model.spec
     decoder = models.load(checkpoint, dtype=dtype, length=config.model.length_max)
     numerics = self_test(decoder, spec, config.threads)
-    pool = next(p for p in config.pools if p.pool == config.info.pool)
+    pool = config.pool
     executor = Runner(
         decoder,
         spec,

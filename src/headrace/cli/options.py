@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from headrace import registry
+from headrace.cli import transferring
 from headrace.types.errors import ConfigError
 
 CLUSTERS = Path(__file__).parent.parent / "assets" / "clusters"
@@ -141,7 +142,12 @@ class EngineOptions(DeploymentOptions):
     """What every command that runs a model can be told."""
 
     threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
-    transport: str = Field("shm", description="How KV moves between separate pools")
+    transport: str = transferring.TRANSPORT
+    transfer_lanes: int = transferring.TRANSFER_LANES
+    transfer_hosts: str | None = transferring.TRANSFER_HOSTS
+    transfer_pace: int = transferring.TRANSFER_PACE
+    transfer_timeout: float = transferring.TRANSFER_TIMEOUT
+    transfer_tls: str | None = transferring.TRANSFER_TLS
     memory: MemoryKind = MEMORY
     mixed_numerics: bool = Field(
         False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
@@ -210,6 +216,8 @@ class WorkerOptions(ModelOptions):
     shutdown_timeout: float = Field(
         60, ge=0, description="Seconds that work at hand may take after SIGTERM; then it goes on elsewhere"
     )
+    transfer_hosts: str | None = transferring.TRANSFER_HOSTS
+    transfer_tls: str | None = transferring.TRANSFER_TLS
 
 
 class Kill(BaseModel):

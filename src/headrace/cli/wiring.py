@@ -21,6 +21,7 @@ from headrace.cli.options import (
     check_policies,
     parse_size,
 )
+from headrace.cli.transferring import transfer_settings
 from headrace.live.memory import available_bytes
 from headrace.live.policies import policy
 from headrace.live.service import Service
@@ -56,6 +57,8 @@ UNRECORDED = {
     "allowed_origins",
     "listen",
     "secret_file",
+    "transfer_hosts",
+    "transfer_tls",
 }
 """Settings that a recording leaves out: secrets, and where the service was found."""
 
@@ -169,7 +172,7 @@ def service_config(
         eviction=_policy(options.evict),
         instance=instance_config(options, found.spec, blocks, sharers=max(1, len(team) // pools)),
         router=RouterConfig(choices_max=choices_max),
-        transport=options.transport,
+        transfer=transfer_settings(options, listens(options)),
         threads=threads(options, len(team)),
         start_ns=int(options.worker_timeout * 1e9),
         step_ns=int(options.worker_timeout * 1e9),

@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from socket import SOCK_STREAM
+from socket import SOCK_DGRAM, SOCK_STREAM, getaddrinfo, socket
 from time import monotonic
 from typing import Any, NoReturn
 
@@ -61,6 +61,10 @@ class Joining:
     """What is at hand may take so long after a signal."""
     silence_ns: int
     """A connection on which nothing comes for so long has ended."""
+    transfer_hosts: tuple[str, ...] = ()
+    """Addresses of this host for transfers; empty: the one that leads to the service."""
+    transfer_tls: tuple[str, str, str] | None = None
+    """This host's files, as `TransferSettings.tls`."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """For `make_executor`."""
 
@@ -224,8 +228,29 @@ def configured(joining: Joining, offer: wire.Invitation, pool: Pool) -> WorkerCo
     """The offer, completed by what only this host knows."""
     own = SharedPool(offer.config.info.pool, os.dup(pool.fd), pool.layout)
     return replace(
-        offer.config, parent=os.getpid(), pools=(own,), threads=joining.threads, options=joining.options
+        offer.config,
+        parent=os.getpid(),
+        pool=own,
+        transfer=replace(
+            offer.config.transfer,
+            hosts=joining.transfer_hosts or (address_towards(joining.host, joining.port),),
+            tls=joining.transfer_tls,
+        ),
+        threads=joining.threads,
+        options=joining.options,
     )
+
+
+def address_towards(host: str, port: int) -> str:
+    """By which of this host's addresses others know it, on the way to that one. Raises Unreachable."""
+    try:
+        family, kind, _, _, there = getaddrinfo(host, port, type=SOCK_DGRAM)[0]
+        with socket(family, kind) as probe:
+            # Of a datagram socket it sends nothing, and chooses the route.
+            probe.connect(there)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Unreachable(f"no way leads to {host}: {error.strerror or error}") from error
 
 
 def run_joined(joining: Joining, make_executor: MakeExecutor, again: Callable[[], NoReturn]) -> NoReturn:

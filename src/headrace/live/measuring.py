@@ -17,10 +17,10 @@ from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.shapes import Shape, Stage
 from headrace.live.steps import Steps
-from headrace.live.transports import Site, open_transport
-from headrace.live.worker import Loaded, MakeExecutor, end_with, greeting
+from headrace.live.transfer.kv import KVTransport, layout_id
+from headrace.live.worker import Loaded, MakeExecutor, end_with, greeting, open_engine
 from headrace.types.errors import IncompatiblePeer
-from headrace.types.events import Write
+from headrace.types.events import Landed, Write, Written
 from headrace.types.ids import Address, Slot, StepId, WriteId
 from headrace.types.messages import AnyMessage
 from headrace.types.payload import Emission
@@ -79,13 +79,14 @@ class Measuring:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._pools = {p.pool: Pool(p.fd, p.layout) for p in config.pools}
-        buffers = self._pools[config.info.pool].buffers()
+        self._pool = Pool(config.pool.fd, config.pool.layout)
+        self._engine = open_engine(config)
+        self._transport: KVTransport
+        buffers = self._pool.buffers()
         self._link = Link(config.address, config.endpoint, self._receive, self._fail)
         self._steps = Steps(
             partial(make_executor, config, buffers), self._loaded, self._step_done, self._fail
         )
-        self._transport = open_transport(config.transport, self._site(buffers))
         self._done: asyncio.Future[StepResult] = self._loop.create_future()
         self._written: asyncio.Future[None] = self._loop.create_future()
         self._unwritten = 0
@@ -95,26 +96,15 @@ class Measuring:
         self._busy: asyncio.Task[None] | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
 
-    def _site(self, buffers: list[memoryview]) -> Site:
-        spec = self._config.model.spec
-        # Each worker has a pool of its own: the one that is not mine is my peer's.
-        [peer] = [pool.buffers() for index, pool in self._pools.items() if index != self._config.info.pool]
-        return Site(
-            source=buffers,
-            target=lambda _: peer,
-            block_bytes=tuple(spec.block_bytes(g) for g in range(len(spec.groups))),
-            layers=tuple(len(g.layers) for g in spec.groups),
-            landed=lambda *_: None,
-            written=self._write_done,
-            call=self._loop.call_soon_threadsafe,
-        )
-
     def _fail(self, error: Exception) -> None:
         if not self.ended.done():
             self.ended.set_exception(error)
 
     def _loaded(self, loaded: Loaded) -> None:
-        self._link.send(HUB, greeting(self._config, loaded))
+        layout = layout_id(loaded.fingerprint, loaded.spec)
+        region = self._engine.register(self._pool.memory, layout, self._pool.fd)
+        self._transport = KVTransport(self._engine, region, loaded.spec, self._pool.layout, self._moved)
+        self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 
     def _receive(
         self, source: Address, target: Address, message: AnyMessage | wire.Control, payload: bytes
@@ -122,6 +112,8 @@ class Measuring:
         match message:
             case wire.Ping():
                 self._start(self._answer(msgspec.msgpack.decode(payload, type=Question)))
+            case wire.PeerJoined(peer):
+                self._transport.join(peer.address, peer.place)
             case wire.NotWelcome(reason):
                 self._fail(IncompatiblePeer(f"{self._config.address} was refused: {reason}"))
             case wire.Leave():
@@ -202,8 +194,10 @@ class Measuring:
         self._written = self._loop.create_future()
         return (monotonic_ns() - began_ns) * 1e-9
 
-    def _write_done(self, _: WriteId, ok: bool) -> None:
-        if not ok:
+    def _moved(self, event: Landed | Written) -> None:
+        if isinstance(event, Landed):
+            return
+        if not event.ok:
             self._fail(RuntimeError("a copy into the peer's pool failed"))
             return
         self._unwritten -= 1

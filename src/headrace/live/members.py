@@ -24,6 +24,7 @@ from time import monotonic_ns
 from typing import Protocol
 
 from headrace.live.settings import ServiceConfig, WorkerSettings
+from headrace.live.transfer.kv import Place
 from headrace.live.wire import WorkerCounts
 from headrace.ports import Launcher
 from headrace.types.ids import Address
@@ -58,6 +59,8 @@ class Member:
     """When it got into its state."""
     asked_ns: int = 0
     """When it was asked whether it lives, and has not answered since; 0: not asked."""
+    place: Place | None = None
+    """Of its pool, once it is ready."""
     report: Report | None = None
     counts: WorkerCounts = field(default_factory=WorkerCounts)
     """Of this incarnation."""

@@ -82,6 +82,11 @@ class Pool:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         return cls(fd, layout)
 
+    @property
+    def memory(self) -> memoryview:
+        """All of it, writable."""
+        return self._view
+
     def buffers(self) -> list[memoryview]:
         """The writable memory of each group, whole blocks. They keep the mapping alive."""
         layout = self.layout

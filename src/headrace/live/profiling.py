@@ -22,6 +22,7 @@ from headrace.live.measuring import Answer, Copy, Echo, KeepRunning, Question, R
 from headrace.live.pools import Pool, check_memory, layout_of
 from headrace.live.settings import Model, ServiceConfig, SharedPool, WorkerConfig
 from headrace.live.shapes import Limits, Shape, pair_shapes
+from headrace.live.transfer.kv import Place
 from headrace.types.errors import HeadraceError
 from headrace.types.ids import Address, PoolId
 from headrace.types.messages import AnyMessage, InstanceInfo
@@ -51,6 +52,7 @@ class Rig:
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[Answer] = self._loop.create_future()
         self._greeted: dict[Address, asyncio.Future[None]] = {}
+        self._places: dict[Address, Place] = {}
         self._answers: dict[Address, asyncio.Future[Answer]] = {}
         self._pools: dict[PoolId, Pool] = {}
         self._ending = False
@@ -69,6 +71,9 @@ class Rig:
             self._greeted[worker] = self._loop.create_future()
             self._launcher.start(worker.name, worker.epoch)
         await self._first_of(asyncio.gather(*self._greeted.values()))
+        info = InstanceInfo(PoolId(1), HUB, "mixed", self._config.instance.sequences_max, layout.blocks)
+        peer = wire.Member(SECOND, info, self._places[SECOND])
+        self._hub.send(HUB, FIRST, wire.PeerJoined(peer))
         for pool in self._pools.values():
             await asyncio.to_thread(pool.filled, FILL_S)
 
@@ -105,10 +110,10 @@ class Rig:
             router=HUB,
             info=InstanceInfo(mine, HUB, "mixed", config.instance.sequences_max, blocks),
             model=self._model,
-            pools=tuple(SharedPool(i, p.fd, p.layout) for i, p in self._pools.items()),
+            pool=SharedPool(mine, self._pools[mine].fd, self._pools[mine].layout),
             engine=config.engine,
             instance=config.instance,
-            transport=config.transport,
+            transfer=config.transfer,
             threads=config.threads,
             report_ns=config.report_ns,
             journals="",
@@ -118,6 +123,7 @@ class Rig:
     def _greet(self, source: Address, hello: wire.Hello) -> None:
         if hello.secret == self._secret and source in self._greeted:
             self._hub.admit(source)
+            self._places[source] = hello.place
             self._greeted[source].set_result(None)
 
     def _receive(

@@ -75,7 +75,7 @@ class Service:
         if config.listen and config.record is not None:
             raise ConfigError("--record keeps services of one host: leave --listen out")
         engine_policies(config.engine)
-        check_transport(config.transport)
+        check_transport(config.transfer.transport)
         self._config = config
         self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(config.workers)))
         """Of each worker."""

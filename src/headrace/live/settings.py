@@ -71,6 +71,23 @@ def lease_blocks(blocks: int, sharers: int) -> int:
     return max(1, min(LEASE_BLOCKS_MAX, blocks // (16 * sharers)))
 
 
+class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How KV moves between pools (`live.transports`)."""
+
+    transport: str = "auto"
+    """"auto": shared memory within a host, TCP between hosts."""
+    lanes: int = 1
+    """Of each link: threads that copy, or connections."""
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    """Addresses of this host at which peers reach it; lanes go round them."""
+    pace: int = 0
+    """Bytes a second to each peer at most; 0: unlimited."""
+    tls: tuple[str, str, str] | None = None
+    """Files: certificate, key, and the authorities that peers' certificates are signed by."""
+    stall_ns: int = 10 * SECOND
+    """A lane that moves nothing for so long is broken, and what it carried fails."""
+
+
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service. Times are nanoseconds."""
 
@@ -92,7 +109,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     eviction: PolicySettings = PolicySettings("lru")
     instance: InstanceConfig = InstanceConfig()
     router: RouterConfig = RouterConfig()
-    transport: str = "shm"
+    transfer: TransferSettings = TransferSettings()
     threads: int = 0
     """Of each worker; 0: the cores of this machine, shared out among the workers."""
     start_ns: int = 300 * SECOND
@@ -139,6 +156,7 @@ class SharedPool(msgspec.Struct, frozen=True):
 
     pool: int
     fd: int
+    """-1: the worker makes the memory itself."""
     layout: PoolLayout
 
 
@@ -155,11 +173,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     router: Address
     info: InstanceInfo
     model: Model
-    pools: tuple[SharedPool, ...]
-    """Its own (`info.pool`) and those of its peers."""
+    pool: SharedPool
+    """Its own. Those of peers are theirs to grant (`live.transfer`)."""
     engine: EngineSettings
     instance: InstanceConfig
-    transport: str
+    transfer: TransferSettings
     threads: int
     report_ns: int
     journals: str

@@ -27,8 +27,10 @@ from headrace.live.cores import ROUTER, Cores
 from headrace.live.keys import Keys, door_of
 from headrace.live.launch.local import Launcher
 from headrace.live.members import Member, Members, State
+from headrace.live.pools import layout_of
 from headrace.live.settings import (
     Model,
+    PoolLayout,
     ServiceConfig,
     SharedPool,
     WorkerConfig,
@@ -176,7 +178,7 @@ class Team:
         self._past = self._past.plus(member.counts)
         member.counts = wire.WorkerCounts()
         self._cores.post_all(PeerLost(member.address, member.info))
-        lost = wire.Member(member.address, member.info)
+        lost = _as_peer(member)
         for peer in self.members:
             if peer is not member and peer.state is State.READY:
                 self._hub.send(HUB, peer.address, wire.PeerLeft(lost))
@@ -218,10 +220,9 @@ class Team:
         member = self.members.enlist(WorkerSettings(name=name, leaning=apply.leaning), info, apply.host)
         log.info("%s of %s has applied", member.address, member.host)
         instance = replace(self._config.instance, lease_blocks=lease_blocks(min(apply.blocks), 1))
-        offer = replace(
-            self._configure(member.address), parent=0, endpoint="", pools=(), threads=0, options={}
-        )
-        self._hub.offer(visitor, wire.Invitation(replace(offer, instance=instance)))
+        config = self._config_of(member.address, -1, layout_of(self._model.spec, apply.blocks))
+        offer = replace(config, parent=0, endpoint="", threads=0, options={}, instance=instance)
+        self._hub.offer(visitor, wire.Invitation(offer))
         self.members.watch()
 
     def _gone(self, address: Address) -> None:
@@ -245,17 +246,18 @@ class Team:
             self._hub.refuse(source, str(error))
             self.members.refused(member, str(error))
             return
+        member.place = hello.place
         self._join(member)
 
     def _join(self, member: Member) -> None:
         """Pools hear of it first, then the worker itself, then its peers and the router: see `types.events.PeerUp`."""
-        newcomer = wire.Member(member.address, member.info)
-        ready = {m.address: m.info for m in self.members if m.state is State.READY}
-        peers = [wire.Member(address, info) for address, info in ready.items()]
+        newcomer = _as_peer(member)
+        ready = [m for m in self.members if m.state is State.READY]
+        peers = [_as_peer(m) for m in ready]
         event = PeerUp(member.address, member.info)
         if member.host:
             log.info("%s of %s has joined", member.address, member.host)
-            self._cores.add_pool(member.info, ready)
+            self._cores.add_pool(member.info, {m.address: m.info for m in ready})
         self._cores.post_pools(event)
         self._hub.admit(member.address)
         self._hub.send(HUB, member.address, wire.Welcome(tuple(peers), monotonic_ns()))
@@ -287,24 +289,36 @@ class Team:
             self._owner.told(source, target, message, payload)
 
     def _configure(self, address: Address) -> WorkerConfig:
+        """Of a worker of this host."""
+        pool = self._cores.pools[self.members.by_name[address.name].info.pool]
+        return self._config_of(address, pool.fd, pool.layout)
+
+    def _config_of(self, address: Address, fd: int, layout: PoolLayout) -> WorkerConfig:
         config = self._config
+        info = self.members.by_name[address.name].info
         return WorkerConfig(
             address=address,
             parent=os.getpid(),
             endpoint=self._hub.endpoint,
             secret=self._secret,
             router=ROUTER,
-            info=self.members.by_name[address.name].info,
+            info=info,
             model=self._model,
-            pools=tuple(SharedPool(i, p.fd, p.layout) for i, p in self._cores.pools.items()),
+            pool=SharedPool(info.pool, fd, layout),
             engine=config.engine,
             instance=config.instance,
-            transport=config.transport,
+            transfer=config.transfer,
             threads=self._threads,
             report_ns=config.report_ns,
             journals=self._journals,
             options=config.options,
         )
+
+
+def _as_peer(member: Member) -> wire.Member:
+    """Of one that is, or was, ready."""
+    assert member.place is not None
+    return wire.Member(member.address, member.info, member.place)
 
 
 def check_names(config: ServiceConfig) -> None:

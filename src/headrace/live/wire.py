@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from headrace.live.settings import WorkerConfig
+from headrace.live.transfer.kv import Place
 from headrace.types.errors import IncompatiblePeer
 from headrace.types.ids import Address
 from headrace.types.kv import KVSpec
@@ -37,6 +38,8 @@ class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Id of its arithmetic: equal ids promise equal bits."""
     promise: str = ""
     """What is promised in place of equal bits, if it is less."""
+    place: Place
+    """Of its pool."""
 
 
 class Apply(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -82,6 +85,8 @@ class Member(msgspec.Struct, frozen=True, array_like=True):
 
     address: Address
     info: InstanceInfo
+    place: Place
+    """Of its pool."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
@@ -144,13 +149,6 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """The service ends: so does the worker."""
 
 
-class Immediate(msgspec.Struct, frozen=True, tag=True):
-    """A write of the sender is in the receiver's pool."""
-
-    slot: int
-    weight: int
-
-
 class WorkerCounts(msgspec.Struct, frozen=True):
     """Attached to `Report`: counts since the worker's start."""
 
@@ -193,7 +191,6 @@ Control = (
     | Pulse
     | Pong
     | Leave
-    | Immediate
 )
 
 Payload = SequencePayload | tuple[Emission, ...] | WorkerCounts | None

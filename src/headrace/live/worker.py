@@ -42,7 +42,9 @@ from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
 from headrace.live.swaps import Swaps
-from headrace.live.transports import Site, open_transport
+from headrace.live.transfer.engine import TransferEngine
+from headrace.live.transfer.kv import KVTransport, Place, layout_id
+from headrace.live.transports import Settings, open_transports
 from headrace.nodes.instance import Instance
 from headrace.ports import Core, Executor
 from headrace.types.errors import HeadraceError, IncompatiblePeer
@@ -51,18 +53,16 @@ from headrace.types.events import (
     Command,
     Event,
     Execute,
-    Landed,
     PeerLost,
     PeerUp,
     Received,
     Send,
     StepDone,
     Write,
-    Written,
 )
-from headrace.types.ids import Address, SequenceKey, Slot
+from headrace.types.ids import Address, SequenceKey
 from headrace.types.kv import KVSpec
-from headrace.types.messages import AnyMessage, InstanceInfo, Start, Tail, Tokens
+from headrace.types.messages import AnyMessage, Start, Tail, Tokens
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.ranges import RangeCounts
@@ -131,7 +131,22 @@ def end_with(serve: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     os._exit(status)
 
 
-def greeting(config: WorkerConfig, loaded: Loaded) -> wire.Hello:
+def open_engine(config: WorkerConfig) -> TransferEngine:
+    """On the running loop. Raises ConfigError."""
+    transfer = config.transfer
+    settings = Settings(
+        config.address, config.secret, transfer.lanes, transfer.hosts, transfer.pace, transfer.tls
+    )
+    return TransferEngine(
+        config.address,
+        open_transports(transfer.transport, settings),
+        asyncio.get_running_loop(),
+        lanes=transfer.lanes,
+        stall_ns=transfer.stall_ns,
+    )
+
+
+def greeting(config: WorkerConfig, loaded: Loaded, place: Place) -> wire.Hello:
     spec = config.model.spec
     return wire.Hello(
         secret=config.secret,
@@ -142,6 +157,7 @@ def greeting(config: WorkerConfig, loaded: Loaded) -> wire.Hello:
         vocabulary=loaded.vocabulary,
         numerics=loaded.numerics,
         promise=loaded.promise,
+        place=place,
     )
 
 
@@ -172,15 +188,15 @@ class Worker:
         self._retiring = False
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._pools = {p.pool: Pool(p.fd, p.layout) for p in config.pools}
-        self._peers: dict[Address, InstanceInfo] = {}
+        self._pool = Pool(config.pool.fd, config.pool.layout)
         self._drawn = Drawn()
         self._started: dict[SequenceKey, None] = {}
         self._preemptions = 0
         self._ranges: Callable[[], RangeCounts | None] | None = None
         self._reporting: asyncio.TimerHandle | None = None
-        buffers = self._pools[config.info.pool].buffers()
-        self._transport = open_transport(config.transport, self._site(buffers))
+        buffers = self._pool.buffers()
+        self._engine = open_engine(config)
+        self._transport: KVTransport
         blocks = config.instance.swap_blocks
         self._swaps = (
             Swaps(config.model.spec, blocks, buffers, self._post, self.fail) if any(blocks) else None
@@ -191,24 +207,6 @@ class Worker:
         self._node: Node | None = None
         """From `Welcome` on."""
         self._instance: Instance
-
-    def _site(self, buffers: list[memoryview]) -> Site:
-        model = self._config.model
-        memory = {pool: p.buffers() for pool, p in self._pools.items()}
-
-        def target(peer: Address) -> list[memoryview] | None:
-            info = self._peers.get(peer)
-            return None if info is None else memory.get(info.pool)
-
-        return Site(
-            source=buffers,
-            target=target,
-            block_bytes=tuple(model.spec.block_bytes(g) for g in range(len(model.spec.groups))),
-            layers=tuple(len(g.layers) for g in model.spec.groups),
-            landed=lambda peer, slot, weight: self._link.send(peer, wire.Immediate(slot, weight)),
-            written=lambda write, ok: self._post(Written(write, ok)),
-            call=self._loop.call_soon_threadsafe,
-        )
 
     def lost(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback failed: nobody knows what it left undone."""
@@ -246,7 +244,10 @@ class Worker:
 
     def _loaded(self, loaded: Loaded) -> None:
         self._ranges = loaded.counts
-        self._link.send(HUB, greeting(self._config, loaded))
+        layout = layout_id(loaded.fingerprint, loaded.spec)
+        region = self._engine.register(self._pool.memory, layout, self._pool.fd)
+        self._transport = KVTransport(self._engine, region, loaded.spec, self._pool.layout, self._post)
+        self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 
     def _welcome(self, message: wire.Welcome) -> None:
         config = self._config
@@ -269,11 +270,10 @@ class Worker:
             self._clock.hear(now_ns)
 
     def _joined(self, peer: wire.Member) -> None:
-        self._peers[peer.address] = peer.info
+        self._transport.join(peer.address, peer.place)
         self._post(PeerUp(peer.address, peer.info))
 
     def _left(self, peer: wire.Member) -> None:
-        self._peers.pop(peer.address, None)
         self._transport.forget(peer.address)
         self._post(PeerLost(peer.address, peer.info))
 
@@ -291,8 +291,6 @@ class Worker:
                 pass
             case wire.Dismissed(reason):
                 self.fail(Dismissal(f"{self._config.address} was dismissed from the service: {reason}"))
-            case wire.Immediate(slot, weight):
-                self._post(Landed(Slot(slot), weight))
             case wire.Welcome():
                 self._welcome(message)
             case wire.NotWelcome(reason):

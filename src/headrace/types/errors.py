@@ -17,6 +17,10 @@ class IncompatiblePeer(HeadraceError):
     """Two nodes must not hand KV to each other; the message names the field that differs."""
 
 
+class TransferError(HeadraceError):
+    """Bytes cannot be moved, or were not; the message names the transfer and both peers where there are any."""
+
+
 class Overloaded(HeadraceError):
     """The service takes no more requests now."""
 

@@ -73,7 +73,7 @@ class Launcher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[pool.fd for pool in config.pools],
+            pass_fds=[config.pool.fd],
             env=self._environment,
         )
         assert process.stdin is not None and process.stdout is not None

@@ -1,49 +1,58 @@
-"""Shared memory: the source copies whole runs into the target's pool, which it has mapped.
+"""Shared memory between processes of one host: the source maps the target's memory file, and copies.
 
-One thread copies, in order, so the loop is never held up; the immediate goes over the bus after the copy. A peer's end fails what waits
-for it; a copy under way ends harmlessly in memory that outlives the peer and is in quarantine until it is answered.
-Leaves out: several copying threads; non-temporal stores.
+Descriptors of memory files pass over the Unix socket by which the peers know each other, and notes and answers go there directly, from
+process to process. Each lane is a thread that copies. Memory that is no file goes through the socket, as by `tcp`.
+A target cannot keep a source that maps its memory from writing there, only ask: it ends its side of the sockets. The source's side ends
+when its threads are out of that memory, or with its process; until then the target waits. A peer's end leaves its memory to whoever else
+maps it: a copy that was under way ends harmlessly there.
+Leaves out: huge pages (refused for memory files on most hosts).
 """
 
-from queue import SimpleQueue
-from threading import Thread
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Callable
 
-from headrace.live.transports import Site
-from headrace.types.events import Write
-from headrace.types.ids import Address
+from headrace.live.transfer.channels import Channel, Plain
+from headrace.live.transfer.streams import Streams
+from headrace.live.transports import Settings
+from headrace.types.errors import TransferError
 
 
-class Transport:
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._lost: dict[Address, None] = {}
-        self._writes: SimpleQueue[tuple[Write, list[memoryview]]] = SimpleQueue()
-        self._thread: Thread | None = None
+class Transport(Streams):
+    one_host = True
 
-    def write(self, write: Write) -> None:
-        target = self._site.target(write.target)
-        if target is None:
-            self._site.call(self._done, write, False)
-            return
-        if self._thread is None:
-            self._thread = Thread(target=self._run, name="headrace-copy", daemon=True)
-            self._thread.start()
-        self._writes.put((write, target))
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, Unix())
 
-    def forget(self, peer: Address) -> None:
-        self._lost[peer] = None
 
-    def _run(self) -> None:
-        while True:
-            write, target = self._writes.get()
-            ok = write.target not in self._lost and self._site.copy(write, target)
-            try:
-                self._site.call(self._done, write, ok)
-            except RuntimeError:
-                # The loop has ended: so does the worker.
-                return
+class Unix:
+    """Abstract sockets: no file to leave behind. This user's processes only."""
 
-    def _done(self, write: Write, ok: bool) -> None:
-        if ok:
-            self._site.landed(write.target, write.slot, write.weight)
-        self._site.written(write.write, ok)
+    name = "shm"
+    maps = True
+
+    def listen(self) -> list[tuple[socket.socket, str]]:
+        name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"\0{name}")
+        listener.listen(128)
+        return [(listener, name)]
+
+    def connect(self, address: str, made: Callable[[socket.socket], None]) -> Channel:
+        sock = socket.socket(socket.AF_UNIX)
+        made(sock)
+        try:
+            sock.connect(f"\0{address}")
+        except BaseException:
+            sock.close()
+            raise
+        return Plain(sock, socket.SHUT_RD)
+
+    def accept(self, sock: socket.socket) -> Channel:
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", peer)
+        if uid != os.getuid():
+            raise TransferError(f"process {pid} is of user {uid}")
+        return Plain(sock, socket.SHUT_WR)

@@ -1,0 +1,140 @@
+"""What transports over stream sockets share: links (`lanes`), their inbound ends (`inbound`), and the door where they come in."""
+
+import logging
+import socket
+from functools import partial
+from threading import Event, Lock, Thread
+
+from headrace.live.transfer import handshake
+from headrace.live.transfer.channels import Channel
+from headrace.live.transfer.frames import Wire
+from headrace.live.transfer.inbound import Inbound
+from headrace.live.transfer.lanes import Link
+from headrace.live.transfer.regions import Card, Region
+from headrace.live.transfer.service import Service
+from headrace.live.transports import Settings, Site, Upward
+from headrace.types.errors import TransferError
+from headrace.types.ids import Address
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0
+GREETING_MAX = 64
+"""Connections that may be greeting at a time: strangers beyond are dropped unheard."""
+
+
+class Streams:
+    """`transports.Transport` over a wire."""
+
+    site: Site
+
+    def __init__(self, settings: Settings, wire: Wire) -> None:
+        self.wire = wire
+        self.service = Service(f"{wire.name}-service")
+        self._settings = settings
+        self._listeners: list[socket.socket] = []
+        self._links: list[Link] = []
+        self._inbound: dict[Address, Inbound] = {}
+        """Of each source, the latest."""
+        self._lock = Lock()
+        self._greeting = 0
+
+    def listen(self, site: Site) -> tuple[str, ...]:
+        self.site = site
+        made = self.wire.listen()
+        for listener, _ in made:
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            self.service.read(listener.fileno(), partial(self._connected, listener))
+        return tuple(made[i % len(made)][1] for i in range(self._settings.lanes))
+
+    def register(self, region: Region) -> None:
+        pass
+
+    def unregister(self, region: Region) -> None:
+        pass
+
+    def link(self, peer: Card, generation: int, upward: Upward) -> Link:
+        link = Link(self.wire, self._settings, self.service, peer, generation, upward)
+        self._links = [known for known in self._links if not known.over.is_set()] + [link]
+        return link
+
+    def close(self) -> None:
+        for link in self._links:
+            link.over.wait()
+        for listener in self._listeners:
+            self.service.leave(listener.fileno(), listener.close)
+        self.service.close()
+
+    # Connections that come in
+
+    def _connected(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            log.debug("nobody there any more: %s", error)
+            return
+        with self._lock:
+            crowded = self._greeting >= GREETING_MAX
+            self._greeting += not crowded
+        if crowded:
+            log.warning("%s: a connection dropped unheard, too many are greeting", self.wire.name)
+            sock.close()
+            return
+        Thread(target=self._serve, args=(sock,), name="headrace-receive", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        """A connection's whole life."""
+        channel, inbound = None, None
+        sock.settimeout(HANDSHAKE_S)
+        try:
+            try:
+                channel = self.wire.accept(sock)
+                inbound = self._greet(channel)
+            finally:
+                with self._lock:
+                    self._greeting -= 1
+            if inbound is not None:
+                try:
+                    inbound.serve(channel)
+                finally:
+                    inbound.outlast(channel)
+        except (OSError, TransferError) as error:
+            if inbound is None:
+                log.warning("%s: dropped a stranger at %s: %s", self.wire.name, self._settings.address, error)
+            else:
+                inbound.ended(str(error))
+        finally:
+            if channel is not None:
+                self._leave(channel)
+            else:
+                sock.close()
+
+    def _leave(self, channel: Channel) -> None:
+        fd = channel.fileno()
+        if fd >= 0:
+            channel.shut()
+            self.service.leave(fd, channel.close)
+
+    def _greet(self, channel: Channel) -> Inbound | None:
+        """Let it in as a lane of its link, or not (None: it has been told)."""
+        done = Event()
+        self.service.later(HANDSHAKE_S, lambda: None if done.is_set() else channel.abort())
+        claim, answer = handshake.hear(channel, self._settings.secret, self._settings.address)
+        done.set()
+        if claim.lane == 0:
+            inbound = Inbound(self._settings.address, self.site, self.service, claim, maps=self.wire.maps)
+            inbound.join(0, channel)
+            self.site.opened(inbound)
+            reason = inbound.decided()
+            if not reason:
+                with self._lock:
+                    self._inbound[claim.source] = inbound
+        else:
+            with self._lock:
+                inbound = self._inbound.get(claim.source)
+            reason = "" if inbound is not None and inbound.generation == claim.generation else "no such link"
+            if inbound is not None and not reason:
+                inbound.join(claim.lane, channel)
+        answer(reason, bool(reason) and claim.lane == 0)
+        return None if reason else inbound
