@@ -1,7 +1,8 @@
 """What many allocations and frees do to contiguity: the segment allocator beside a free list, both fed the same requests.
 
 A request takes 1 to 512 blocks (log-uniform: most are short, most blocks are in long ones) and keeps them for a random while, up to 80% of
-the pool. Growing requests take further blocks one by one, among all the others, as decoding does. The free list is the usual one: freed blocks go on a stack, and the next request takes them from its top.
+the pool. Growing requests take further blocks one by one, among all the others, as decoding does. The free list is the usual one: freed
+blocks go on a stack, and the next request takes them from its top.
 """
 
 import math
