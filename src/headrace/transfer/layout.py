@@ -1,8 +1,8 @@
 """The layout map: from KV pools of one tensor-parallel degree and block size to pools of another.
 
-A rank's memory of a KV group is `[block, layer, plane, head held, token, dim]`. Ranks share the KV heads out in order; where there are
-more ranks than heads, several ranks hold a copy of the same head. Every target rank takes each of its heads from one source rank that holds
-it (so that copies share the load): all layers, planes and tokens, as pieces that are merged where both sides go on.
+A rank's memory of a KV group is as `types.kv.Layout` says, with the heads that the rank holds. Ranks share the KV heads out in order;
+where there are more ranks than heads, several ranks hold a copy of the same head. Every target rank takes each of its heads from one source
+rank that holds it (so that copies share the load): all layers, planes and tokens, as pieces that are merged where both sides go on.
 Equal layouts are the common case and fall out as whole runs of blocks. What cannot be mapped is refused with the field's name.
 Leaves out: conversion of element types; groups that keep other layers than their peer's.
 """
@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from headrace.transfer.runs import WEIGHT_MAX
 from headrace.types.errors import ConfigError, IncompatiblePeer
-from headrace.types.kv import KVSpec
+from headrace.types.kv import KVSpec, Layout
 
 Pieces = npt.NDArray[np.int64]
 """[n, 3]: source offset, target offset, nbytes; bytes from the first block of the group in either rank's pool."""
 
 
-class Layout(msgspec.Struct, frozen=True):
+class GroupLayout(msgspec.Struct, frozen=True):
     """How one KV group lies in the pools of all ranks of one instance."""
 
     layers: tuple[int, ...]
@@ -37,6 +37,7 @@ class Layout(msgspec.Struct, frozen=True):
     """Tokens."""
     held: tuple[tuple[int, int], ...]
     """Per rank: the first head that it holds, and the one after its last."""
+    order: Layout = Layout.HEAD_MAJOR
 
     def heads(self, rank: int) -> int:
         return self.held[rank][1] - self.held[rank][0]
@@ -80,10 +81,10 @@ def split_heads(kv_heads: int, ranks: int) -> tuple[tuple[int, int], ...]:
     return tuple((rank // copies, rank // copies + 1) for rank in range(ranks))
 
 
-def layout_of(spec: KVSpec, group: int, ranks: int = 1) -> Layout:
+def layout_of(spec: KVSpec, group: int, ranks: int = 1) -> GroupLayout:
     """Of one group of a model that runs on so many tensor-parallel ranks. Raises ConfigError."""
     g = spec.groups[group]
-    return Layout(
+    return GroupLayout(
         layers=g.layers,
         planes=g.planes,
         kv_heads=g.kv_heads,
@@ -92,10 +93,11 @@ def layout_of(spec: KVSpec, group: int, ranks: int = 1) -> Layout:
         dtype_bytes=spec.dtype_bytes,
         block_size=spec.block_size,
         held=split_heads(g.kv_heads, ranks),
+        order=spec.layout,
     )
 
 
-def check_mappable(source: Layout, target: Layout) -> None:
+def check_mappable(source: GroupLayout, target: GroupLayout) -> None:
     """Raises IncompatiblePeer naming the first field that no map can make up for."""
     for field, name in (
         ("layers", "set of layers"),
@@ -115,7 +117,7 @@ def check_mappable(source: Layout, target: Layout) -> None:
         raise IncompatiblePeer(f"the heads held differ: no rank of the source holds head {absent[0]}")
 
 
-def feeds(source: Layout, target: Layout) -> list[Feed]:
+def feeds(source: GroupLayout, target: GroupLayout) -> list[Feed]:
     """Who writes which heads to whom: each head of each target rank once. Ascending by target rank, then head."""
     found: list[Feed] = []
     for rank, (first, end) in enumerate(target.held):
@@ -130,7 +132,7 @@ def feeds(source: Layout, target: Layout) -> list[Feed]:
     return found
 
 
-def expected_weights(source: Layout, target: Layout, blocks: int) -> list[int]:
+def expected_weights(source: GroupLayout, target: GroupLayout, blocks: int) -> list[int]:
     """What the counter of each target rank reaches for so many of its blocks, without the tail: block-layers, once for each feed."""
     weights = [0] * len(target.held)
     for feed in feeds(source, target):
@@ -139,8 +141,8 @@ def expected_weights(source: Layout, target: Layout, blocks: int) -> list[int]:
 
 
 def remap(
-    source: Layout,
-    target: Layout,
+    source: GroupLayout,
+    target: GroupLayout,
     source_table: Sequence[int],
     target_table: Sequence[int],
     first: int,
@@ -177,43 +179,50 @@ def merge_pieces(pieces: Pieces) -> Pieces:
     return merged
 
 
-def _holders(layout: Layout, head: int) -> list[int]:
+def _holders(layout: GroupLayout, head: int) -> list[int]:
     return [rank for rank, (first, end) in enumerate(layout.held) if first <= head < end]
 
 
 def _pieces(
-    source: Layout, target: Layout, feed: Feed, tables: tuple[Pieces, Pieces], first: int, end: int
+    source: GroupLayout, target: GroupLayout, feed: Feed, tables: tuple[Pieces, Pieces], first: int, end: int
 ) -> Pieces:
     heads = (feed.first, feed.end)
     whole = source.held[feed.source] == target.held[feed.target] == heads
-    if whole and source.block_size == target.block_size:
+    if whole and (source.block_size, source.order) == (target.block_size, target.order):
         size = source.block_bytes(feed.source)
         at = slice(first // source.block_size, -(-end // source.block_size))
         ids = tables[0][at], tables[1][at]
         assert ids[0].min() >= 0 and ids[1].min() >= 0, "a block to be sent is absent"
         return merge_pieces(np.stack((ids[0] * size, ids[1] * size, np.full_like(ids[0], size)), axis=1))
-    # Between two neighbouring edges of either side's blocks a head's tokens are one run on both.
-    edges = {first, end}
-    for layout in (source, target):
-        edges.update(range(-(-first // layout.block_size) * layout.block_size, end, layout.block_size))
-    cuts = np.array(sorted(edges), np.int64)
+    cuts = _cuts(source, target, first, end)
     row = target.head_dim * target.dtype_bytes
-    from_ = _offsets(source, feed.source, heads, tables[0], cuts[:-1], row)
-    to = _offsets(target, feed.target, heads, tables[1], cuts[:-1], row)
+    from_ = _offsets(source, feed.source, heads, tables[0], cuts[:-1])
+    to = _offsets(target, feed.target, heads, tables[1], cuts[:-1])
     nbytes = np.broadcast_to((np.diff(cuts) * row)[:, None, None, None], from_.shape)
     return merge_pieces(np.stack((from_.ravel(), to.ravel(), nbytes.ravel()), axis=1))
 
 
-def _offsets(
-    layout: Layout, rank: int, heads: tuple[int, int], table: Pieces, tokens: Pieces, row: int
-) -> Pieces:
+def _cuts(source: GroupLayout, target: GroupLayout, first: int, end: int) -> Pieces:
+    """Tokens between which a head's rows are one run on both sides: edges of either side's blocks, or every token."""
+    if Layout.TOKEN_MAJOR in (source.order, target.order):
+        return np.arange(first, end + 1, dtype=np.int64)
+    edges = {first, end}
+    for layout in (source, target):
+        edges.update(range(-(-first // layout.block_size) * layout.block_size, end, layout.block_size))
+    return np.array(sorted(edges), np.int64)
+
+
+def _offsets(layout: GroupLayout, rank: int, heads: tuple[int, int], table: Pieces, tokens: Pieces) -> Pieces:
     """[token, layer, plane, head]: where a head's row of each of these tokens lies, in bytes."""
     ids = table[tokens // layout.block_size]
     assert ids.min() >= 0, "a block to be sent is absent"
-    head = layout.block_size * row
+    row = layout.head_dim * layout.dtype_bytes
+    by_token = layout.order is Layout.TOKEN_MAJOR
+    head = row if by_token else layout.block_size * row
     plane = layout.heads(rank) * head
     layer = layout.planes * plane
-    blocks = ids * layout.block_bytes(rank) + tokens % layout.block_size * row
+    token = len(layout.layers) * layer if by_token else row
+    blocks = ids * layout.block_bytes(rank) + tokens % layout.block_size * token
     layers = np.arange(len(layout.layers), dtype=np.int64) * layer
     planes = np.arange(layout.planes, dtype=np.int64) * plane
     held = (np.arange(*heads, dtype=np.int64) - layout.held[rank][0]) * head
