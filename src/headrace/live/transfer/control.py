@@ -37,11 +37,17 @@ class Said(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: bytes
 
 
+class Noted(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The note of a shard without bytes."""
+
+    note: int
+
+
 class Bye(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The target closes the link: stop writing, then close the connection."""
 
 
-Frame = Accept | Grant | Said | Bye
+Frame = Accept | Grant | Said | Noted | Bye
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode

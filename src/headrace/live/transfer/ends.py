@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from headrace.live.transfer.channels import Plain
-from headrace.live.transfer.control import Accept, Bye, Connection, Frame, Grant, Said
+from headrace.live.transfer.control import Accept, Bye, Connection, Frame, Grant, Noted, Said
 from headrace.live.transfer.handshake import Claim, Refusal, greet
 from headrace.live.transfer.regions import Card, Descriptor, Region
 from headrace.live.transports import Settings, Shard, Site, Upward
@@ -37,7 +37,7 @@ class Rail(Protocol):
     def attach(self, region: int, key: bytes) -> None: ...
 
     def write(self, shard: Shard) -> None:
-        """Begin: bytes, then its note."""
+        """Begin: bytes, of which there are some, then its note."""
         ...
 
     def poll(self) -> tuple[list[Shard], list[int]]:
@@ -200,8 +200,13 @@ class Link:
         if shard.dropped:
             self._upward.dropped(shard)
             return
-        assert self.rail is not None, "nothing is written by a link that is not up"
-        self._driver.within(self, partial(self.rail.write, shard))
+        assert self.rail is not None and self._connection is not None, (
+            "nothing is written by a link that is not up"
+        )
+        if len(shard.pieces):
+            self._driver.within(self, partial(self.rail.write, shard))
+        else:
+            self._driver.within(self, partial(self._connection.send, Noted(shard.note)))
 
     def _send(self, message: bytes) -> None:
         if not self._ended:
@@ -260,9 +265,13 @@ class Inbound:
     def ready(self) -> None:
         assert self._connection is not None
         for frame in self._connection.receive():
-            if not isinstance(frame, Said):
-                raise TransferError(f"the peer said {type(frame).__name__} out of turn")
-            self._driver.site.mailed(self, frame.message)
+            match frame:
+                case Said(message):
+                    self._driver.site.mailed(self, message)
+                case Noted(note):
+                    self._driver.site.landed(self, note)
+                case _:
+                    raise TransferError(f"the peer said {type(frame).__name__} out of turn")
 
     def poll(self) -> bool:
         if self.rail is None:

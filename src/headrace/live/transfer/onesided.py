@@ -8,7 +8,7 @@ Life cycle of a link:
  4. The source's rail writes pieces, then the shard's note shows up at the target's rail: never before all of its bytes are there.
  5. It ends. At the source: nothing more is begun, the rail is closed, then the connection. At the target (`sever`): `Bye`, then wait, at
     most `SEVER_S`, until the source has closed the connection, or has died; then the rail is closed, with all that was registered.
-Closing a target's rail is the fence: what is written later finds neither endpoint nor registered memory. So each link has a rail of its own.
+Closing a target's rail is the fence: what is written later finds neither endpoint nor registered memory. So each link has its own rail.
 One thread drives all of a transport's connections and rails; a handshake has one of its own while it lasts.
 """
 

@@ -63,7 +63,7 @@ def load() -> Any:
 
 
 class Rail:
-    """See `onesided.Rail`."""
+    """See `ends.Rail`."""
 
     def __init__(self, nixl: Any, name: str) -> None:
         self._nixl = nixl
@@ -101,11 +101,8 @@ class Rail:
         self._keys[region] = known.address
 
     def write(self, shard: Shard) -> None:
+        assert shard.source is not None and shard.target is not None
         note = NOTE.pack(shard.note)
-        if shard.source is None or shard.target is None or not len(shard.pieces):
-            self._try(lambda: self._agent.send_notif(self._peer, note))
-            self._left.append(shard)
-            return
         self._register(shard.source)
         local = self._descriptors(shard.source.address, shard.pieces[:, 0], shard.pieces[:, 2])
         remote = self._descriptors(self._keys[shard.target.region], shard.pieces[:, 1], shard.pieces[:, 2])
