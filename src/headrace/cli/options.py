@@ -143,6 +143,7 @@ class EngineOptions(DeploymentOptions):
 
     threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
     transport: str = transferring.TRANSPORT
+    transfer_path: transferring.TransferPath = transferring.TRANSFER_PATH
     transfer_lanes: int = transferring.TRANSFER_LANES
     transfer_hosts: str | None = transferring.TRANSFER_HOSTS
     transfer_pace: int = transferring.TRANSFER_PACE

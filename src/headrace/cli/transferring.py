@@ -1,6 +1,6 @@
 """What a user can say about transfers between workers, and what becomes of it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 TRANSPORT: Any = Field(
     "auto",
     description="How KV moves between separate pools; auto: shared memory in a host, TCP between hosts",
+)
+TransferPath = Literal["runs", "gather"]
+TRANSFER_PATH: Any = Field(
+    "runs", description="A write for each run of blocks, or scattered ones gathered into one buffer"
 )
 TRANSFER_LANES: Any = Field(1, ge=1, le=64, description="Copying threads, or connections, of each link")
 TRANSFER_HOSTS: Any = Field(
@@ -28,6 +32,7 @@ def transfer_settings(options: "EngineOptions", listening: str) -> TransferSetti
     """`listening`: where the service takes workers of other hosts, if it does. Raises ConfigError for TLS files of which one is missing."""
     return TransferSettings(
         transport=options.transport,
+        path=options.transfer_path,
         lanes=options.transfer_lanes,
         hosts=transfer_hosts(options) or (listening.rpartition(":")[0].strip("[]") or "127.0.0.1",),
         pace=options.transfer_pace,

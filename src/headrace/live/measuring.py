@@ -17,8 +17,8 @@ from headrace.live.pools import Pool
 from headrace.live.settings import WorkerConfig
 from headrace.live.shapes import Shape, Stage
 from headrace.live.steps import Steps
-from headrace.live.transfer.kv import KVTransport, layout_id
-from headrace.live.worker import Loaded, MakeExecutor, end_with, greeting, open_engine
+from headrace.live.transfer.kv import KVTransport
+from headrace.live.worker import Loaded, MakeExecutor, end_with, greeting, open_engine, open_kv
 from headrace.types.errors import IncompatiblePeer
 from headrace.types.events import Landed, Write, Written
 from headrace.types.ids import Address, Slot, StepId, WriteId
@@ -101,9 +101,7 @@ class Measuring:
             self.ended.set_exception(error)
 
     def _loaded(self, loaded: Loaded) -> None:
-        layout = layout_id(loaded.fingerprint, loaded.spec)
-        region = self._engine.register(self._pool.memory, layout, self._pool.fd)
-        self._transport = KVTransport(self._engine, region, loaded.spec, self._pool.layout, self._moved)
+        self._transport = open_kv(self._config, self._engine, self._pool, loaded, self._moved)
         self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 
     def _receive(

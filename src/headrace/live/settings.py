@@ -76,6 +76,8 @@ class TransferSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     transport: str = "auto"
     """"auto": shared memory within a host, TCP between hosts."""
+    path: str = "runs"
+    """"runs": each run of blocks is a write; "gather": what is scattered goes through one buffer (`live.transfer.gather`)."""
     lanes: int = 1
     """Of each link: threads that copy, or connections."""
     hosts: tuple[str, ...] = ("127.0.0.1",)

@@ -43,6 +43,7 @@ from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
 from headrace.live.swaps import Swaps
 from headrace.live.transfer.engine import TransferEngine
+from headrace.live.transfer.gather import Settings as GatherSettings
 from headrace.live.transfer.kv import KVTransport, Place, layout_id
 from headrace.live.transports import Settings, open_transports
 from headrace.nodes.instance import Instance
@@ -53,12 +54,14 @@ from headrace.types.events import (
     Command,
     Event,
     Execute,
+    Landed,
     PeerLost,
     PeerUp,
     Received,
     Send,
     StepDone,
     Write,
+    Written,
 )
 from headrace.types.ids import Address, SequenceKey
 from headrace.types.kv import KVSpec
@@ -144,6 +147,20 @@ def open_engine(config: WorkerConfig) -> TransferEngine:
         lanes=transfer.lanes,
         stall_ns=transfer.stall_ns,
     )
+
+
+def open_kv(
+    config: WorkerConfig,
+    engine: TransferEngine,
+    pool: Pool,
+    loaded: Loaded,
+    post: Callable[[Landed | Written], None],
+) -> KVTransport:
+    """On the running loop."""
+    region = engine.register(pool.memory, layout_id(loaded.fingerprint, loaded.spec), pool.fd)
+    gathering = GatherSettings() if config.transfer.path == "gather" else None
+    turns = asyncio.get_running_loop()
+    return KVTransport(engine, region, loaded.spec, pool.layout, post, turns, gathering)
 
 
 def greeting(config: WorkerConfig, loaded: Loaded, place: Place) -> wire.Hello:
@@ -244,9 +261,7 @@ class Worker:
 
     def _loaded(self, loaded: Loaded) -> None:
         self._ranges = loaded.counts
-        layout = layout_id(loaded.fingerprint, loaded.spec)
-        region = self._engine.register(self._pool.memory, layout, self._pool.fd)
-        self._transport = KVTransport(self._engine, region, loaded.spec, self._pool.layout, self._post)
+        self._transport = open_kv(self._config, self._engine, self._pool, loaded, self._post)
         self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 
     def _welcome(self, message: wire.Welcome) -> None:

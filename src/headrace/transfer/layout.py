@@ -117,6 +117,22 @@ def check_mappable(source: GroupLayout, target: GroupLayout) -> None:
         raise IncompatiblePeer(f"the heads held differ: no rank of the source holds head {absent[0]}")
 
 
+def check_whole(source: GroupLayout, target: GroupLayout) -> None:
+    """Raises IncompatiblePeer naming what keeps whole blocks from going as they are.
+
+    Live instances ask for that: hashes chain over a block's tokens, so none of the target's finds KV of another block size.
+    """
+    check_mappable(source, target)
+    for field, name in (
+        ("block_size", "block size"),
+        ("held", "share of heads"),
+        ("order", "order in memory"),
+    ):
+        theirs, ours = getattr(source, field), getattr(target, field)
+        if theirs != ours:
+            raise IncompatiblePeer(f"the {name} differs: the source has {theirs}, the target has {ours}")
+
+
 def feeds(source: GroupLayout, target: GroupLayout) -> list[Feed]:
     """Who writes which heads to whom: each head of each target rank once. Ascending by target rank, then head."""
     found: list[Feed] = []

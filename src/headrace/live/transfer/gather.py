@@ -13,7 +13,7 @@ Leaves out: P/D-Serve's choice of diverse network paths; gathering layer by laye
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
@@ -145,8 +145,10 @@ class Copying:
         return True
 
     def stop(self) -> None:
+        # First, so that the copy thread does not take the lock again for its next step.
+        self.stopped = True
         with self.lock:
-            self.stopped = True
+            pass
 
 
 class GatherPath:
@@ -394,15 +396,16 @@ def places_of(pieces: Pieces) -> np.ndarray:
     return np.cumsum(pieces[:, 2]) - pieces[:, 2]
 
 
-def steps(pieces: Pieces):
-    """Pieces of at most STEP_BYTES in all, or one longer piece cut."""
+def steps(pieces: Pieces) -> Iterator[Pieces]:
+    """Pieces of at most STEP_BYTES together; longer ones are cut."""
     taken: list[tuple[int, int, int]] = []
     filled = 0
     for source, target, nbytes in pieces.tolist():
-        while nbytes:
-            size = min(nbytes, STEP_BYTES - filled)
-            taken.append((source, target, size))
-            source, target, nbytes, filled = source + size, target + size, nbytes - size, filled + size
+        at = 0
+        while at < nbytes:
+            size = min(nbytes - at, STEP_BYTES - filled)
+            taken.append((source + at, target + at, size))
+            at, filled = at + size, filled + size
             if filled == STEP_BYTES:
                 yield np.array(taken, np.int64)
                 taken, filled = [], 0
