@@ -7,16 +7,21 @@ from threading import Event
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from headrace.live.pools import layout_of
 from headrace.live.transfer import gather
 from headrace.live.transfer import pieces as forms
 from headrace.live.transfer.engine import TransferEngine
 from headrace.live.transfer.gather import Ask, GatherPath
+from headrace.live.transfer.kv import KVTransport, pieces_of
 from headrace.live.transfer.pieces import Pieces
 from headrace.live.transports import Settings
 from headrace.live.transports.loop import Switch, Transport
 from headrace.types.errors import TransferError
-from headrace.types.ids import Address
+from headrace.types.events import Landed, Write, Written
+from headrace.types.ids import Address, Slot, WriteId
+from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from tests.live.serving import run
 
 A, B = Address("a", 1), Address("b", 1)
@@ -293,6 +298,86 @@ def test_what_cannot_be_read_is_an_error_and_other_mail_is_not_ours() -> None:
         with pytest.raises(TransferError, match="cannot be read"):
             pair.source.path.heard(card, gather.MAIL + b"?")
         pair.close()
+
+    run(scenario())
+
+
+SPEC = KVSpec(
+    (KVGroup(GroupKind.FULL, (0, 2), 1, 2), KVGroup(GroupKind.WINDOW, (1,), 1, 2, window=8)), 4, "bfloat16"
+)
+BLOCKS = 20
+
+
+def writes_of(seed: int) -> list[Write]:
+    """Of runs in both groups, some of them of one layer only, to disjoint blocks."""
+    draw = random.Random(seed)
+    found: list[Write] = []
+    for group in range(2):
+        sources, targets = draw.sample(range(0, BLOCKS, 2), 6), draw.sample(range(0, BLOCKS, 2), 6)
+        for source, target in zip(sources, targets, strict=True):
+            layers = draw.choice((0, 0, 1))
+            number = WriteId(len(found) + 1)
+            found.append(Write(number, B, Slot(group), group, source, target, 1 + source % 2, 2, 0, layers))
+    return found
+
+
+class Worker:
+    """A pool and a KVTransport that gathers."""
+
+    def __init__(self, address: Address, switch: Switch) -> None:
+        loop = asyncio.get_running_loop()
+        self.layout = layout_of(SPEC, (BLOCKS, BLOCKS))
+        self.memory = bytearray(random.Random(address.name).randbytes(self.layout.total))
+        self.engine = TransferEngine(address, {"loop": Transport(Settings(address), switch)}, loop)
+        region = self.engine.register(memoryview(self.memory), "kv")
+        self.events: list[Landed | Written] = []
+        self.kv = KVTransport(self.engine, region, SPEC, self.layout, self.events.append, loop, SIZES)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_one_instant_sends_to_one_peer_is_one_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        switch = Switch(asyncio.get_running_loop(), seed)
+        source, target = Worker(A, switch), Worker(B, switch)
+        source.kv.join(B, target.kv.place)
+        target.kv.join(A, source.kv.place)
+        batches: list[int] = []
+        write = GatherPath.write
+
+        def count(self: GatherPath, card: object, pieces: Pieces, *rest: object) -> None:
+            batches.append(len(pieces))
+            write(self, card, pieces, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(GatherPath, "write", count)
+        writes = writes_of(seed)
+        for one in writes:
+            source.kv.write(one)
+        while len(source.events) < len(writes):
+            await asyncio.sleep(0.001)
+        assert len(batches) == 1 and batches[0] > 2
+        assert sorted(e.write for e in source.events if isinstance(e, Written) and e.ok) == [
+            w.write for w in writes
+        ]
+        landed = [(e.slot, e.weight) for e in target.events if isinstance(e, Landed)]
+        assert landed == [(w.slot, w.weight) for w in writes]
+        for one in writes:
+            for start, to, nbytes in pieces_of(one, SPEC, source.layout, target.layout).tolist():
+                assert target.memory[to : to + nbytes] == source.memory[start : start + nbytes]
+
+    run(scenario())
+
+
+def test_a_peer_of_another_layout_is_refused_by_the_fields_name() -> None:
+    async def scenario() -> None:
+        switch = Switch(asyncio.get_running_loop())
+        source, target = Worker(A, switch), Worker(B, switch)
+        groups = tuple(replace(g, block_size=8) for g in target.kv.place.groups)
+        source.kv.join(B, replace(target.kv.place, groups=groups))
+        source.kv.write(writes_of(0)[0])
+        while not source.events:
+            await asyncio.sleep(0.001)
+        assert source.events == [Written(WriteId(1), False)]
+        assert "block size" in source.kv._refused[B]
 
     run(scenario())
 

@@ -240,8 +240,8 @@ class GatherPath:
                 job.copying.stop()
         self._jobs.put(None)
         self._thread.join()
-        for region, buffer in zip((self._send, self._staging), self._buffers, strict=True):
-            self._engine.unregister(region)
+        # The engine, which is closed next, may still write from them: what is mapped stays so for as long.
+        for buffer in self._buffers:
             buffer.close()
 
     def _unasked(self, batch: Batch, error: TransferError | None) -> None:
