@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from headrace.live.transfer.channels import Plain
+from headrace.live.transfer.channels import Channel
 from headrace.live.transfer.control import Accept, Bye, Connection, Frame, Grant, Noted, Said
 from headrace.live.transfer.handshake import Claim, Refusal, greet
 from headrace.live.transfer.regions import Card, Descriptor, Region
@@ -73,6 +73,10 @@ class Drive(Protocol):
         """Call it. An error breaks this link, and no other."""
         ...
 
+    def channel(self, sock: socket.socket) -> Channel:
+        """For a handshake, which may take GREETING_S."""
+        ...
+
     def watch(self, connection: Connection, end: "End") -> None:
         """From now on the end is `ready` when something has come, and its rail is looked at."""
         ...
@@ -132,10 +136,8 @@ class Link:
         try:
             host, _, port = way.lanes[0].rpartition(":")
             sock = socket.create_connection((host.strip("[]"), int(port)), GREETING_S)
-            channel = Plain(sock)
-            sock.settimeout(GREETING_S)
             claim = Claim(driver.settings.address, self._peer.owner, self._generation, 0, 1)
-            greet(channel, driver.settings.secret, claim)
+            greet(driver.channel(sock), driver.settings.secret, claim)
         except (OSError, ValueError, TransferError) as error:
             if sock is not None:
                 sock.close()

@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from threading import Event, Thread, get_ident
+from threading import Event, Thread, current_thread, get_ident
 from typing import Any
 
-from headrace.live.transfer.channels import Plain
+from headrace.live.transfer.channels import Channel, Plain
 from headrace.live.transfer.control import Connection
 from headrace.live.transfer.ends import GREETING_S, End, Inbound, Link, Rail
 from headrace.live.transfer.handshake import hear
@@ -53,6 +53,8 @@ class Driver:
         self.site: Site
         self._listener: socket.socket | None = None
         self._strangers = 0
+        self._greeters: dict[Thread, socket.socket | None] = {}
+        """Who waits for a handshake, and at which socket."""
         self._ends: dict[End, None] = {}
         self._posted: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()
@@ -94,12 +96,21 @@ class Driver:
     def link(self, peer: Card, generation: int, upward: Upward) -> Link:
         link = Link(self, peer, generation, upward)
         self.post(self._ends.setdefault, link, None)
-        Thread(target=link.greet, name=f"headrace-{self.name}-greet", daemon=True).start()
+        self._meet(link.greet)
         return link
 
     def close(self) -> None:
         self.post(self._stop)
         self._thread.join()
+        for thread, sock in list(self._greeters.items()):
+            with suppress(OSError):
+                # It may have ended by itself.
+                if sock is not None:
+                    sock.shutdown(socket.SHUT_RDWR)
+            thread.join()
+        while self._posted:
+            # What they still have to say closes their sockets.
+            self._posted.popleft()()
         self._waker.close()
 
     # For its ends
@@ -130,6 +141,12 @@ class Driver:
             call()
         except (OSError, TransferError) as error:
             end.fail(str(error))
+
+    def channel(self, sock: socket.socket) -> Channel:
+        channel = Plain(sock)
+        sock.settimeout(GREETING_S)
+        self._greeters[current_thread()] = sock
+        return channel
 
     def watch(self, connection: Connection, end: End) -> None:
         ready = partial(self._ready, connection, end)
@@ -191,14 +208,23 @@ class Driver:
             sock.close()
             return
         self._strangers += 1
-        Thread(target=self._hear, args=(sock,), name=f"headrace-{self.name}-hear", daemon=True).start()
+        self._meet(partial(self._hear, sock))
+
+    def _meet(self, greet: Callable[[], None]) -> None:
+        """On a thread of its own, as a handshake waits for the other end."""
+
+        def meet() -> None:
+            greet()
+            self.post(self._greeters.pop, thread, None)
+
+        thread = Thread(target=meet, name=f"headrace-{self.name}-greet", daemon=True)
+        self._greeters[thread] = None
+        thread.start()
 
     def _hear(self, sock: socket.socket) -> None:
         """On a thread of its own: who is it?"""
         try:
-            channel = Plain(sock)
-            sock.settimeout(GREETING_S)
-            claim, answer = hear(channel, self.settings.secret, self.settings.address)
+            claim, answer = hear(self.channel(sock), self.settings.secret, self.settings.address)
         except (OSError, TransferError) as error:
             log.warning("a stranger is turned away: %s", error)
             sock.close()
@@ -208,8 +234,12 @@ class Driver:
 
     def _heard(self, inbound: Inbound | None) -> None:
         self._strangers -= 1
-        if inbound is not None:
+        if inbound is None:
+            return
+        if self._open:
             self.site.opened(inbound)
+        else:
+            inbound.refuse("the transport was closed")
 
     def _ready(self, connection: Connection, end: End) -> None:
         def move() -> None:
