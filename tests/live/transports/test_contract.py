@@ -196,7 +196,7 @@ def test_more_writes_than_any_queue_takes(name: str) -> None:
 @every
 def test_descriptors_that_are_wrong_are_refused_by_name(name: str) -> None:
     async def scenario() -> None:
-        with ends(name, A, B, stall_ns=300_000_000) as (a, b):
+        with ends(name, A, B) as (a, b):
             good = b.descriptor
             untouched = b.memory.copy()
             moved = pieces.single(0, 0, 100)

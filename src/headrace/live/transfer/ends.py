@@ -170,6 +170,10 @@ class Link:
             self._end()
             self._upward.broken(reason, -1, final=final)
 
+    def finish(self, reason: str) -> None:
+        """The transport ends."""
+        self.fail(reason)
+
     def _greeted(self, sock: socket.socket) -> None:
         if self._ended:
             sock.close()
@@ -290,6 +294,11 @@ class Inbound:
             if self._connection is not None:
                 self._driver.unwatch(self._connection)
             self._driver.site.broken(self, reason)
+
+    def finish(self, reason: str) -> None:
+        """The transport ends; nobody severs it any more."""
+        self.fail(reason)
+        self._end()
 
     def _accept(self) -> None:
         if self._ended:

@@ -170,7 +170,7 @@ class Driver:
             log.exception("the thread of transport %s failed: all its links are broken", self.name)
             reason = f"the transport failed: {error}"
         for end in list(self._ends):
-            end.fail(reason)
+            end.finish(reason)
         self._selector.close()
         self._wake.close()
 
@@ -237,6 +237,7 @@ class Driver:
         if inbound is None:
             return
         if self._open:
+            self._ends[inbound] = None
             self.site.opened(inbound)
         else:
             inbound.refuse("the transport was closed")
