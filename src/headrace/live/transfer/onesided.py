@@ -134,7 +134,11 @@ class Driver:
                 done.set()
 
         self.post(answer)
-        done.wait()
+        while not done.wait(0.1):
+            if not self._thread.is_alive():
+                # It has failed, and will not answer.
+                call()
+                return
 
     def within(self, end: End, call: Callable[[], Any]) -> None:
         try:
