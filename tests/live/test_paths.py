@@ -33,7 +33,7 @@ WAYS: dict[str, tuple[str, Environment]] = {
 }
 
 
-@pytest.mark.parametrize(("way", "path"), zip(WAYS, ("runs", "gather", "gather", "runs"), strict=True))
+@pytest.mark.parametrize(("way", "path"), list(zip(WAYS, ("runs", "gather", "gather", "runs"), strict=True)))
 def test_texts_are_right_by_every_way(way: str, path: str, tmp_path: Path) -> None:
     transport, environment = WAYS[way]
 
