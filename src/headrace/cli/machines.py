@@ -9,7 +9,8 @@ import msgspec
 import yaml
 
 from headrace.cli import catalogue
-from headrace.cli.options import ClusterOptions, Hosts, LinkOptions, Network, parse_size
+from headrace.cli.networks import LinkOptions, Network
+from headrace.cli.options import ClusterOptions, Hosts, parse_size
 from headrace.cost.hardware import Hardware
 from headrace.cost.measured import Measured
 from headrace.cost.memory import check_fits, memory_bytes_for_kv

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headrace import registry
 from headrace.cli import transferring
+from headrace.cli.networks import Network
 from headrace.types.errors import ConfigError
 
 CLUSTERS = Path(__file__).parent.parent / "assets" / "clusters"
@@ -253,39 +254,6 @@ class Hosts(BaseModel):
     per_rack: int | None = Field(default=None, ge=1)
     racks_per_cluster: int | None = Field(default=None, ge=1)
     clusters_per_datacentre: int | None = Field(default=None, ge=1)
-
-
-class LinkOptions(BaseModel):
-    """The links of one level: bytes/s into and out of each unit; seconds, one way."""
-
-    model_config = ConfigDict(extra="forbid")
-    bandwidth: float
-    latency: float = 0.0
-
-
-LevelOptions = Literal["device", "host", "rack", "cluster", "datacentre"]
-
-
-class BandwidthStep(BaseModel):
-    """From `at` on (seconds of the trace), the links of a level, or of one unit of it, have this share of their bandwidth."""
-
-    model_config = ConfigDict(extra="forbid")
-    at: float
-    level: LevelOptions
-    factor: float
-    unit: int | None = None
-
-
-class Network(BaseModel):
-    """The links of a simulated fleet. What is left out follows from the hardware."""
-
-    model_config = ConfigDict(extra="forbid")
-    device: LinkOptions | None = Field(default=None, description="Of an instance, inside its host")
-    host: LinkOptions | None = Field(default=None, description="Of a host: all its network adapters together")
-    rack: LinkOptions | None = None
-    cluster: LinkOptions | None = None
-    datacentre: LinkOptions | None = None
-    steps: list[BandwidthStep] = []
 
 
 SECTIONS: dict[str, type[BaseModel]] = {"faults": Faults, "hosts": Hosts, "network": Network}
