@@ -53,7 +53,9 @@ def hello(**fields: object) -> wire.Hello:
         "vocabulary": 9,
         "numerics": "n",
         "place": Place(
-            Descriptor(Card(Address("a", 1), "here", ()), 0, 64, "layout", "token"), layout_of(SPEC, (1, 1))
+            Descriptor(Card(Address("a", 1), "here", ()), 0, 64, "layout", "token"),
+            layout_of(SPEC, (1, 1)),
+            (),
         ),
     }
     return wire.Hello(**{**said, **fields})
