@@ -67,27 +67,28 @@ class Hosts:
     def mend(self) -> None:
         ip("-n", self.there, "link", "set", "cable", "up")
 
-    def start(self, name: str, cleanup: ExitStack, *command: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, "-m", "headrace.cli.main", *command],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, name: str, cleanup: ExitStack, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        with log.open("wb") as words:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", name, sys.executable, "-m", "headrace.cli.main", *command],
+                stderr=words,
+            )
         cleanup.callback(_end, process)
         return process
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
-    process.communicate()
+    process.wait()
 
 
 class Service:
     """What a client sees."""
 
-    def __init__(self, socket: Path, server: subprocess.Popen[str]) -> None:
+    def __init__(self, socket: Path, log: Path, server: subprocess.Popen[bytes]) -> None:
         self.server = server
+        self._log = log
         self._socket = socket
         self.http = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=60)
         self.openai = OpenAI(base_url="http://host/v1", api_key="none", max_retries=0, http_client=self.http)
@@ -107,7 +108,7 @@ class Service:
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + START_S
         while not condition():
-            assert self.server.poll() is None, self.server.communicate()[1]
+            assert self.server.poll() is None, self._log.read_text()
             assert time.monotonic() < end, self.ready()
             pause()
 
@@ -121,24 +122,31 @@ class Service:
         return answer.choices[0].text, answer.usage.model_extra["timings"]
 
 
+def secret_of(folder: Path) -> tuple[str, str]:
+    """The flag."""
+    file = folder / "secret"
+    if not file.exists():
+        file.write_text(secrets.token_hex(32))
+    return "--secret-file", str(file)
+
+
 @contextmanager
-def two_hosts(secret: Path, socket: Path, *flags: str) -> Iterator[tuple[Hosts, Service, ExitStack]]:
+def two_hosts(folder: Path, *flags: str) -> Iterator[tuple[Hosts, Service, ExitStack]]:
     hosts = Hosts()
     with ExitStack() as cleanup:
         hosts.lay(cleanup)
-        serving = ("serve", "--uds", str(socket), "--listen", DOOR, "--secret-file", str(secret), *flags)
-        service = Service(socket, hosts.start(hosts.here, cleanup, *serving))
+        socket, log = folder / "api", folder / "serve.log"
+        serving = ("serve", "--uds", str(socket), "--listen", DOOR, *secret_of(folder), *flags)
+        service = Service(socket, log, hosts.start(hosts.here, cleanup, log, *serving))
         cleanup.callback(service.http.close)
         yield hosts, service, cleanup
 
 
 @pytest.mark.skipif(not permitted(), reason="network namespaces need root and the `ip` command")
 def test_prefill_on_one_host_and_decode_on_another(tmp_path: Path) -> None:
-    secret, socket = tmp_path / "secret", tmp_path / "api"
-    secret.write_text(secrets.token_hex(32))
-    joining = ("worker", "--join", DOOR, "--secret-file", str(secret), "--leaning", "decode", "--name", "far")
-    with two_hosts(secret, socket, "--prefill", "1", "--decode", "0") as (hosts, service, cleanup):
-        worker = hosts.start(hosts.there, cleanup, *joining)
+    joining = ("worker", "--join", DOOR, *secret_of(tmp_path), "--leaning", "decode", "--name", "far")
+    with two_hosts(tmp_path, "--prefill", "1", "--decode", "0") as (hosts, service, cleanup):
+        worker = hosts.start(hosts.there, cleanup, tmp_path / "worker.log", *joining)
         service.until(lambda: service.workers() == {"prefill0": 0})
         alone = [service.ask(prompt=LONG, seed=seed)[0] for seed in range(4)]
         service.until(lambda: service.workers() == {"prefill0": 0, "far": 0})
