@@ -145,7 +145,7 @@ class Approach:
                 words = f"the service at {self._where} does not take this worker: {reason}"
                 self._failed(Unreachable(words) if again else IncompatiblePeer(words))
             case _:
-                log.debug("not heard yet: %s", message)
+                log.debug("not heard yet: %s", type(message).__name__)
 
 
 async def approach(joining: Joining, clock: Clock) -> tuple[Approach, wire.Invitation]:

@@ -325,7 +325,7 @@ class Worker:
                 | wire.Retire()
                 | wire.Farewell()
             ):
-                log.warning("%s has no business here", message)
+                log.warning("a %s has no business here", type(message).__name__)
             case _:
                 self._attached(message, payload)
                 self._post(Received(source, message))
