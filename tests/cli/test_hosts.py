@@ -155,6 +155,8 @@ def test_prefill_on_one_host_and_decode_on_another(tmp_path: Path) -> None:
 
         together = [service.ask(prompt=LONG, seed=seed) for seed in range(4)]
         assert [text for text, _ in together] == alone
+        moved = [timing for _, timings in together for timing in timings]
+        assert all(timing["bytes_moved"] > 0 and timing["writes"] > 0 for timing in moved)
 
         whole, _ = service.ask(prompt=LONG, max_tokens=400)
         stream = service.openai.completions.create(

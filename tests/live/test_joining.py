@@ -22,7 +22,7 @@ from headrace.live.joining import approach
 from headrace.live.keys import keys_of
 from headrace.live.members import State
 from headrace.live.service import Service
-from headrace.live.settings import RecordSettings, WorkerSettings
+from headrace.live.settings import RecordSettings, TransferSettings, WorkerSettings
 from headrace.types.errors import ConfigError, IncompatiblePeer, Overloaded, RequestFailed
 from headrace.types.ids import Address
 from headrace.types.messages import Drain
@@ -127,6 +127,27 @@ def test_a_service_of_joined_workers_alone() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("far", ["prefill", "decode"])
+def test_kv_is_handed_over_between_hosts(far: str) -> None:
+    near = "decode" if far == "prefill" else "prefill"
+
+    async def scenario() -> None:
+        async with (
+            listening(workers=(WorkerSettings(name="near", leaning=near),)) as service,
+            joiner(port_of(service), name="far", leaning=far) as _,
+        ):
+            await ready(service, "far", "near")
+            wanted = many(service, 12, 20)
+            assert await asyncio.gather(*(collect(service, w) for w in wanted)) == [
+                wanted_of(w) for w in wanted
+            ]
+            counters = service.status().counters
+            assert counters["tokens_transferred"] > 0 and counters["transfer_bytes"] > 0
+            assert not counters.get("failovers", 0)
+
+    run(scenario())
+
+
 def test_workers_here_and_elsewhere_share_the_work() -> None:
     async def scenario() -> None:
         async with (
@@ -142,11 +163,16 @@ def test_workers_here_and_elsewhere_share_the_work() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("leaning", ["mixed", "prefill", "decode"])
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told"])
-def test_a_joined_worker_that_ends_costs_no_token(end: signal.Signals) -> None:
+def test_a_joined_worker_that_ends_costs_no_token(end: signal.Signals, leaning: str) -> None:
+    """In the midst of handovers to it or from it, if it leans to one side."""
+
     async def scenario() -> None:
-        async with listening(workers=ONE, options=SLOW) as service:
-            async with joiner(port_of(service), name="far") as process:
+        other = {"mixed": "mixed", "prefill": "decode", "decode": "prefill"}[leaning]
+        near = (WorkerSettings(name="w0", leaning=other),)
+        async with listening(workers=near, options=SLOW) as service:
+            async with joiner(port_of(service), name="far", leaning=leaning) as process:
                 await ready(service, "w0", "far")
                 wanted = many(service, 16, 60)
                 streams = [asyncio.create_task(collect(service, w)) for w in wanted]
@@ -385,6 +411,9 @@ def test_an_address_that_cannot_be_listened_on(listen: str) -> None:
 def test_what_cannot_go_together() -> None:
     with pytest.raises(ConfigError, match="--secret-file"):
         Service(config_for(listen="127.0.0.1:0"), MODEL, COMMAND)
+    near = config_for(listen="127.0.0.1:0", transfer=TransferSettings(transport="shm"))
+    with pytest.raises(ConfigError, match="--transport shm"):
+        Service(near, MODEL, COMMAND, keys_of(SECRET.encode()))
     kept = config_for(listen="127.0.0.1:0", record=RecordSettings(folder="x"))
     with pytest.raises(ConfigError, match="--record"):
         Service(kept, MODEL, COMMAND, keys_of(SECRET.encode()))

@@ -29,12 +29,20 @@ TRANSFER_TLS: Any = Field(None, description="TLS between workers: CERTIFICATE,KE
 
 
 def transfer_settings(options: "EngineOptions", listening: str) -> TransferSettings:
-    """`listening`: where the service takes workers of other hosts, if it does. Raises ConfigError for TLS files of which one is missing."""
+    """`listening`: where the service takes workers of other hosts, if it does.
+
+    Raises ConfigError for TLS files of which one is missing, or if no address is known at which other hosts find this one.
+    """
+    host = listening.rpartition(":")[0].strip("[]")
+    if host in ("0.0.0.0", "::") and not options.transfer_hosts:
+        raise ConfigError(
+            f"--listen {host} is all addresses of this host: name one of them in --transfer-hosts, for KV"
+        )
     return TransferSettings(
         transport=options.transport,
         path=options.transfer_path,
         lanes=options.transfer_lanes,
-        hosts=transfer_hosts(options) or (listening.rpartition(":")[0].strip("[]") or "127.0.0.1",),
+        hosts=transfer_hosts(options) or (host or "127.0.0.1",),
         pace=options.transfer_pace,
         tls=transfer_tls(options),
         stall_ns=int(options.transfer_timeout * 1e9),

@@ -221,7 +221,12 @@ class Team:
         log.info("%s of %s has applied", member.address, member.host)
         instance = replace(self._config.instance, lease_blocks=lease_blocks(min(apply.blocks), 1))
         config = self._config_of(member.address, -1, layout_of(self._model.spec, apply.blocks))
-        offer = replace(config, parent=0, endpoint="", threads=0, options={}, instance=instance)
+        # Memory that it maps could not be fenced: nobody here can end its process.
+        transport = "tcp" if config.transfer.transport == "auto" else config.transfer.transport
+        transfer = replace(config.transfer, transport=transport)
+        offer = replace(
+            config, parent=0, endpoint="", threads=0, options={}, instance=instance, transfer=transfer
+        )
         self._hub.offer(visitor, wire.Invitation(offer))
         self.members.watch()
 
