@@ -32,7 +32,7 @@ from tests.compute.harness import (
 
 SEEDED = SamplingParams(temperature=1.0, top_p=0.9, seed=11, tokens_max=10_000, logprobs=2)
 PROMPT = [(7 * i) % 160 for i in range(120)]
-BLOCKS = 200
+BLOCKS = 100
 
 Loaded = tuple[Decoder, KVSpec]
 
@@ -84,15 +84,15 @@ def on_ranges(loaded: Loaded, **options) -> tuple[Driver, VirtualMemory]:
 
 
 def schedule(driver: Driver, seed: int) -> dict[SequenceKey, list[int]]:
-    """Prompts with common beginnings, in chunks; some are preempted, some end, others take their place."""
+    """Prompts with common beginnings, in chunks; some are preempted, some end, others take their place and their blocks."""
     draw = random.Random(seed)
     names: list[SequenceKey] = []
     ends: list[SequenceKey] = []
-    for number in range(60):
+    for number in range(90):
         if len(names) < 6 and draw.random() < 0.4:
             name = key(number)
             length = draw.randrange(1, 110)
-            whole = [n for n in driver.tracks if driver.tracks[n].computed >= length]
+            whole = [n for n in names if driver.tracks[n].computed >= length]
             like = draw.choice(whole) if whole and draw.random() < 0.5 else None
             if like is not None:
                 shared = min(length - 1, driver.tracks[like].computed) // BLOCK_SIZE * BLOCK_SIZE
@@ -116,12 +116,21 @@ def schedule(driver: Driver, seed: int) -> dict[SequenceKey, list[int]]:
                 # Preempted: it starts over, on other blocks, and is computed again.
                 ends.append(name)
                 driver.tracks[name].computed = 0
-                driver.tracks[name].blocks = [[], []]
+                give_back(driver, name)
             elif fate < 0.12:
                 names.remove(name)
                 driver.runner.close(name)
+                give_back(driver, name)
                 ends = [n for n in ends if n != name]
     return {name: track.token_ids for name, track in driver.tracks.items()}
+
+
+def give_back(driver: Driver, name: SequenceKey) -> None:
+    """The sequence's blocks, but those that others share, are the next to be handed out."""
+    held, driver.tracks[name].blocks = driver.tracks[name].blocks, [[], []]
+    for group, blocks in enumerate(held):
+        shared = {block for track in driver.tracks.values() for block in track.blocks[group]}
+        driver.free[group].extend(block for block in blocks if block not in shared)
 
 
 @pytest.mark.parametrize("seed", range(6))
