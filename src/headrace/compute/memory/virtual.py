@@ -79,8 +79,9 @@ class VirtualMemory:
         self._knocks = {"ahead": False, "step": False}
         """Who waits for the lock. Each is set by one thread only; what can wait lets them in first."""
         self._coming: deque[StepPlan] = deque()
-        self._outcomes: dict[StepId, Outcome | None] = {}
-        """Of plans named by `ahead`; None: not prepared yet."""
+        """Named by `ahead`, and not begun with."""
+        self._outcomes: dict[StepId, Outcome] = {}
+        """Of those that are done and were not asked for yet."""
         self._spare_steps = 0
         """Plans that needed nothing, for each of which a block of an idle range goes."""
         self._stalls = 0
@@ -99,7 +100,6 @@ class VirtualMemory:
             return
         with self._entered("ahead"):
             if plan.ends or plan.starts or plan.growth or self._partial or self._coming:
-                self._outcomes[plan.step] = None
                 self._coming.append(plan)
             else:
                 self._spare_steps += 1
@@ -107,21 +107,19 @@ class VirtualMemory:
     def prepare(self, plan: StepPlan) -> dict[SequenceKey, str]:
         started_ns = monotonic_ns()
         with self._entered("step") as had_to_wait:
-            waited = had_to_wait
-            if plan.step in self._outcomes:
-                waited |= self._outcomes[plan.step] is None
-                self._changed.wait_for(lambda: self._failure or self._outcomes[plan.step] is not None)
-                outcome = self._failure or self._outcomes.pop(plan.step)
-            else:
-                calls = self._ranges.tally.calls
+            if self._failure is not None:
+                raise self._failure
+            if self._coming and self._coming[0].step == plan.step:
+                # Nobody has begun with it, and to do it here is quicker than to wake somebody.
+                self._coming.popleft()
+            outcome, calls = self._outcomes.pop(plan.step, None), self._ranges.tally.calls
+            if outcome is None:
                 outcome = self._prepared(plan)
-                waited |= self._ranges.tally.calls > calls
-            if waited:
+            if had_to_wait or self._ranges.tally.calls > calls:
                 self._stalls += 1
                 self._stall_ns += monotonic_ns() - started_ns
         if isinstance(outcome, Exception):
             raise outcome
-        assert outcome is not None
         return outcome
 
     def row(self, key: SequenceKey) -> int | None:
