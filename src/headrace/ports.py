@@ -71,14 +71,19 @@ class Bus(Protocol):
 
 
 class Store(Protocol):
-    """A tier for blocks below the device: host memory, disk, other instances."""
+    """A tier for blocks below a pool's memory: host memory, disk. One thread uses it."""
 
-    def put(self, key: bytes, value: memoryview) -> None: ...
-    def get(self, key: bytes, target: memoryview) -> bool:
-        """Fill `target`; False if the key is absent or its content does not verify."""
+    def put(self, key: BlockHash, value: memoryview) -> None:
+        """Raises OSError or MemoryError if it takes no more."""
         ...
 
-    def delete(self, key: bytes) -> None: ...
+    def get(self, key: BlockHash, target: memoryview) -> bool:
+        """Fill `target`; False if the key is absent or its content does not verify: then nobody may use what is in `target`."""
+        ...
+
+    def delete(self, key: BlockHash) -> None:
+        """Absent keys are ignored."""
+        ...
 
 
 class Launcher(Protocol):

@@ -10,6 +10,7 @@ from headrace.cli import wiring
 from headrace.cli.machines import catalogued, measured_machine, ns, read_profile
 from headrace.cli.models import kv_dtype, model_config
 from headrace.cli.options import AXES, ClusterOptions, Faults, check_policies
+from headrace.cli.tiering import tier_config
 from headrace.cost.arithmetic import kv_spec, shape_of
 from headrace.nodes.limits import RouterConfig
 from headrace.sim.cluster import Cluster, Member, Mishaps, PolicyChoice
@@ -55,6 +56,7 @@ def cluster_of(options: ClusterOptions, config: Mapping[str, Any] | None = None)
         instance=wiring.instance_config(
             options, spec, min(machines.blocks.values()), sharers=len(team) if machines.shared else 1
         ),
+        tiers=tier_config(options, spec, min(machines.blocks.values())),
         router=RouterConfig(
             choices_max=options.max_requests or max(CHOICES_MAX, options.max_num_seqs * len(team))
         ),

@@ -10,7 +10,8 @@ import yaml
 
 from headrace.cli import catalogue
 from headrace.cli.networks import LinkOptions, Network
-from headrace.cli.options import ClusterOptions, Hosts, parse_size
+from headrace.cli.options import ClusterOptions, Hosts
+from headrace.cli.sizes import parse_size
 from headrace.cost.hardware import Hardware
 from headrace.cost.measured import Measured
 from headrace.cost.memory import check_fits, memory_bytes_for_kv

@@ -15,12 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from headrace import registry
 from headrace.cli import transferring
 from headrace.cli.networks import Network
+from headrace.cli.sizes import parse_size
 from headrace.types.errors import ConfigError
 
 CLUSTERS = Path(__file__).parent.parent / "assets" / "clusters"
 """Example settings files, which simulations take by name."""
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MemoryKind = Literal["paged", "virtual"]
@@ -95,6 +94,13 @@ class DeploymentOptions(ModelOptions):
         description="Who keeps KV for later requests: nobody; prefill workers; decode workers, too; or "
         "these also return what they generate to prefill workers",
     )
+    host_cache: str | None = Field(
+        None, description="Host memory below each pool for cached blocks, e.g. 4GiB [default: none]"
+    )
+    disk_cache: Path | None = Field(
+        None, description="Folder in which cached blocks outlive the service [default: none]"
+    )
+    disk_cache_size: str = Field("10GiB", description="Of --disk-cache, for each pool, at most")
     stream_interval: int = Field(
         1, ge=1, description="Send a sequence's tokens in groups of so many, but its first and last at once"
     )
@@ -122,6 +128,13 @@ class DeploymentOptions(ModelOptions):
         None, description="Which instances lean to prefill or decode now [default: as they began]"
     )
     evict: PolicyChoice = Field(PolicyChoice(name="lru"), description="Which cached block goes first")
+
+    @field_validator("host_cache", "disk_cache_size")
+    @classmethod
+    def _cache_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
 
     @field_validator(
         "batching",
@@ -323,19 +336,6 @@ class SimulationOptions(ClusterOptions):
         None,
         description="A file, a name below the data folder, or a generator: synthetic:rate=5,requests=1000",
     )
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "512MiB", "2G", "1073741824". Raises ValueError."""
-    number = text.strip().upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in UNITS and number[-1:] else ""
-    try:
-        size = int(float(number.removesuffix(unit)) * UNITS[unit])
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a size; write e.g. 512MiB or 2GiB") from error
-    if size <= 0:
-        raise ValueError(f"{text!r} is not a size above zero")
-    return size
 
 
 TEAMS = frozenset(("prefill", "decode"))

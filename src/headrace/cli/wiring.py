@@ -19,8 +19,9 @@ from headrace.cli.options import (
     ServeOptions,
     WorkerOptions,
     check_policies,
-    parse_size,
 )
+from headrace.cli.sizes import parse_size
+from headrace.cli.tiering import tier_config
 from headrace.cli.transferring import transfer_settings
 from headrace.live.memory import available_bytes
 from headrace.live.policies import policy
@@ -156,6 +157,8 @@ def service_config(
     memory = kv_bytes(options, found, pools)
     blocks = memory // sum(found.spec.block_bytes(g) for g in range(len(found.spec.groups)))
     return ServiceConfig(
+        tiers=tier_config(options, found.spec, blocks),
+        disk_cache="" if options.disk_cache is None else str(options.disk_cache.absolute()),
         workers=team,
         shared=not options.separate_pools,
         listen=listens(options),

@@ -1,6 +1,7 @@
 """The cores of the serve process, on its loop: one for each pool, and the router."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +13,7 @@ from headrace.live.loop import CoreLoop, Node
 from headrace.live.policies import policy
 from headrace.live.pools import Pool, check_memory, layout_for, layout_of
 from headrace.live.settings import Model, ServiceConfig
+from headrace.nodes.limits import TierConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
@@ -69,7 +71,7 @@ class Cores:
             if config.fill:
                 pool.fill()
         for number, pool in self.pools.items():
-            self._add_pool(number, pool.layout.blocks)
+            self._add_pool(number, pool.layout.blocks, config.tiers)
         router = self._add(
             Header(ROUTER, RouterSettings(config.placement, config.router, config.roles, config.rebalance))
         )
@@ -82,7 +84,7 @@ class Cores:
 
     def add_pool(self, info: InstanceInfo, peers: Mapping[Address, InstanceInfo]) -> None:
         """The core of its pool. `peers` are those that are up."""
-        self._add_pool(info.pool, info.blocks_total)
+        self._add_pool(info.pool, info.blocks_total, None)
         for peer, known in peers.items():
             self.post(info.pool_address, PeerUp(peer, known))
 
@@ -128,16 +130,21 @@ class Cores:
             block_bytes=sum(spec.block_bytes(group) for group in range(len(spec.groups))),
         )
 
+    def tier_counters(self) -> Counter[str]:
+        """What has gone to the tiers below all pools, and come from there."""
+        tierings = [core.tiering for core in self.pool_cores.values() if core.tiering is not None]
+        return sum((Counter(tiering.counters) for tiering in tierings), Counter[str]())
+
     def close(self) -> None:
         """Free all memory."""
         for node in self._nodes.values():
             node.close()
         self._cleanup.close()
 
-    def _add_pool(self, number: PoolId, blocks: tuple[int, ...]) -> None:
+    def _add_pool(self, number: PoolId, blocks: tuple[int, ...], tiers: TierConfig | None) -> None:
         config = self._config
         listener = ROUTER if policy("cluster.placement", config.placement).reads_prefixes else None
-        settings = PoolSettings(number, self._model.spec, blocks, config.eviction, listener)
+        settings = PoolSettings(number, self._model.spec, blocks, config.eviction, listener, tiers)
         core = self._add(Header(pool_address(number), settings))
         assert isinstance(core, PoolCore)
         self.pool_cores[number] = core

@@ -20,7 +20,7 @@ from headrace.live.policies import engine_policies, policy
 from headrace.live.settings import EngineSettings, PolicySettings
 from headrace.nodes.instance import Instance
 from headrace.nodes.journal import Record, replay
-from headrace.nodes.limits import InstanceConfig, RouterConfig
+from headrace.nodes.limits import InstanceConfig, RouterConfig, TierConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
@@ -56,6 +56,8 @@ class PoolSettings(msgspec.Struct, frozen=True, tag="pool"):
     eviction: PolicySettings
     listener: Address | None = None
     """Who is told of what enters and leaves the prefix index."""
+    tiers: TierConfig | None = None
+    """What lies below its memory."""
 
 
 class InstanceSettings(msgspec.Struct, frozen=True, tag="instance"):
@@ -84,9 +86,9 @@ def remake(header: Header) -> Core:
                 roles=None if roles is None else policy("cluster.roles", roles),
                 rebalance=None if rebalance is None else policy("cluster.rebalance", rebalance),
             )
-        case PoolSettings(pool, spec, blocks, eviction, listener):
+        case PoolSettings(pool, spec, blocks, eviction, listener, tiers):
             evict = policy("kv.evict", eviction)
-            return PoolCore(header.address, pool, spec, blocks, evict, listener=listener)
+            return PoolCore(header.address, pool, spec, blocks, evict, listener=listener, tiers=tiers)
         case InstanceSettings():
             return remake_instance(header)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from time import monotonic_ns
 
 from headrace.live import wire
-from headrace.live.cores import ROUTER, Cores
+from headrace.live.cores import ROUTER, Cores, pool_address
 from headrace.live.journal import JOURNALS
 from headrace.live.keys import Keys
 from headrace.live.launch.local import worker_environment
@@ -38,6 +38,7 @@ from headrace.live.settings import Model, ServiceConfig
 from headrace.live.store import Store
 from headrace.live.team import Team, check_names
 from headrace.live.terms import Terms
+from headrace.live.tiers import Tiers
 from headrace.live.transports import check_transport
 from headrace.types.errors import ConfigError, HeadraceError, Overloaded, RequestFailed
 from headrace.types.events import (
@@ -55,6 +56,8 @@ from headrace.types.ids import Address, BlockHash, PoolId, RequestId
 from headrace.types.messages import AnyMessage, Start, Tokens
 from headrace.types.payload import Chunk, Emission, Submission
 from headrace.types.service import ServiceInfo, ServiceStatus
+from headrace.types.tiers import Drop, Flushed, Load, Save, Spill
+from headrace.types.weights import Committed
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ class Service:
             check_folder(config.record)
             self._journals = str(Path(config.record.folder).resolve() / JOURNALS)
         self._recorder: Recorder | None = None
+        self._tiers: Tiers | None = None
         self._numbers = itertools.count(1)
         self._terms = Terms(model, config.mixed_numerics)
         self._cleanup = AsyncExitStack()
@@ -122,6 +126,8 @@ class Service:
                 for member in self.members:
                     if member.state is State.FAILED:
                         raise HeadraceError(f"worker {member.settings.name} does not start: {member.reason}")
+            if self._tiers is not None:
+                self._tiers.open(self._terms.root(""))
             self._record()
         except BaseException:
             await self.stop()
@@ -148,6 +154,11 @@ class Service:
         self._cores = Cores(config, self._model, self._journals, self._carry, self.fail)
         self._cleanup.callback(self._cores.close)
         self._cores.make()
+        if config.tiers is not None:
+            folder = Path(config.disk_cache) if config.disk_cache else None
+            self._tiers = Tiers(config.tiers, self._model.spec, self._cores.post, self.fail, folder)
+            self._cleanup.push_async_callback(self._tiers.stop)
+            self._tiers.make({pool_address(number): pool for number, pool in self._cores.pools.items()})
         self._team = Team(
             config,
             self._model,
@@ -233,6 +244,8 @@ class Service:
     # What the cores want
 
     def _carry(self, source: Address, command: Command) -> None:
+        if isinstance(command, Committed) and self._tiers is not None:
+            self._tiers.seal()
         match command:
             case Send(target, message):
                 if self._recorder is not None:
@@ -246,6 +259,9 @@ class Service:
                 self._store.reject(command)
             case Kill(peer):
                 self._team.kill(peer)
+            case Save() | Load() | Spill() | Drop() | Flushed():
+                assert self._tiers is not None
+                self._tiers.carry(source, command)
             case _:
                 raise TypeError(f"the service has no use for {command!r}")
 
@@ -332,6 +348,8 @@ class Service:
             requests_running=self._cores.router.unfinished - waiting,
             counters={
                 **self._cores.router.counters,
+                **self._cores.tier_counters(),
+                **(self._tiers.counters() if self._tiers is not None else {}),
                 "worker_restarts": self.members.restarts,
                 **self._team.counts.sums(),
             },

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig
+from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig, TierConfig
 from headrace.types.ids import Address
 from headrace.types.kv import KVSpec
 from headrace.types.messages import InstanceInfo
@@ -109,6 +109,10 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     rebalance: PolicySettings | None = None
     """None: running sequences stay where they are."""
     eviction: PolicySettings = PolicySettings("lru")
+    tiers: TierConfig | None = None
+    """Below each pool of this host (`--host-cache`, `--disk-cache`)."""
+    disk_cache: str = ""
+    """Folder of the disk tier; empty: there is none."""
     instance: InstanceConfig = InstanceConfig()
     router: RouterConfig = RouterConfig()
     transfer: TransferSettings = TransferSettings()

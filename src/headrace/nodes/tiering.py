@@ -1,7 +1,8 @@
 """The tiers below one pool: host memory and local disk (MemServe, arXiv 2406.17565, section 4: swap out, swap in). One KV group only.
 
 Life cycle of a cached block that the eviction policy gives up:
- 1. While few blocks are free it leaves the index ahead of need, and is *away*: nobody's, until host memory has a copy (`Save`, `Saved`).
+ 1. While few blocks are free (fewer than leases have lately taken at once) it leaves the index ahead of need, and is *away*: nobody's,
+    until host memory has a copy (`Save`, `Saved`).
     What a lease needs at once it takes without a copy: a lease waits for no tier, and what is lost by that is counted.
  2. Its copy goes from host memory to disk when room there becomes short (`Spill`, `Spilled`), and from disk when that is full.
 
@@ -40,6 +41,9 @@ from headrace.types.tiers import (
     Tier,
     TierEvent,
 )
+
+AHEAD_SHARE_MAX = 4
+"""No more than one block in so many is kept free ahead of need."""
 
 
 @dataclass(slots=True)
@@ -96,6 +100,10 @@ class Tiering:
         """What loading one block takes, as far as is known."""
         self._listed: dict[BlockHash, None] = {}
         """What the pool's listener knows of."""
+        self._ahead = config.ahead_blocks
+        """How many blocks are to be free: more while leases take more at once, up to a share of the pool."""
+        self._since = 0
+        """Blocks moved down since a lease found too few, or since fewer were kept free."""
         self._flush: deque[Piece] | None = None
         """What is still to be saved before the end; None: no end is near."""
         self._bytes = pool.spec.block_bytes(0)
@@ -135,8 +143,15 @@ class Tiering:
         """After leases were served."""
         self._expire(now_ns)
         assert self._pool.evicted is not None
-        self._count("tier_blocks_passed_over", sum(name not in self.tiers for name in self._pool.evicted))
+        passed_over = sum(name not in self.tiers for name in self._pool.evicted)
+        self._count("tier_blocks_passed_over", passed_over)
         self._pool.evicted.clear()
+        if passed_over:
+            # Leases are larger than what was kept free for them.
+            self._ahead = min(
+                max(self._ahead, self._pool.blocks[0] // AHEAD_SHARE_MAX), self._ahead + passed_over
+            )
+            self._since = 0
         if self._flush is None:
             self._demote()
         self._spill()
@@ -169,9 +184,10 @@ class Tiering:
         pieces: list[Piece] = []
         room = self._config.batch_blocks - sum(map(len, self._saves.values()))
         while len(pieces) < room and tree.evictable:
-            if pool.free[0].total + pool.away[0].total >= self._config.ahead_blocks:
+            if pool.free[0].total + pool.away[0].total >= self._ahead:
                 break
             entry = pool.demote()
+            self._since += 1
             if entry.hash not in self.tiers and self.tiers.save(entry.hash):
                 pieces.append(Piece(entry.hash, entry.block))
                 continue
@@ -179,6 +195,9 @@ class Tiering:
             self.tiers.touch([entry.hash])
             pool.come_back(entry.block)
         self._save(pieces)
+        if self._since >= 8 * self._ahead:
+            self._ahead = max(self._config.ahead_blocks, self._ahead - self._ahead // 8)
+            self._since = 0
 
     def _save(self, pieces: list[Piece]) -> None:
         if pieces:

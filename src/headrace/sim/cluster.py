@@ -17,7 +17,7 @@ import numpy as np
 from headrace import registry
 from headrace.engine.policies import EnginePolicies
 from headrace.nodes.instance import Instance
-from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig
+from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig, TierConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
@@ -30,6 +30,7 @@ from headrace.sim.samples import Samples
 from headrace.sim.shell import ROUTER, Shell, ShellConfig, pool_address
 from headrace.sim.shell import Place as Position
 from headrace.sim.swaps import CopyCosts
+from headrace.sim.tiers import TierSpeeds, TimedTiers
 from headrace.sim.timing import PERMILLE, Host, TimingWorker
 from headrace.sim.topology import Links, Topology
 from headrace.types.costs import Costs
@@ -108,6 +109,9 @@ class Cluster:
     """By axis; `DEFAULT_POLICIES` where nothing is said."""
     instance: InstanceConfig = field(default_factory=InstanceConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
+    tiers: TierConfig | None = None
+    """Below each pool."""
+    tier_speeds: TierSpeeds = field(default_factory=TierSpeeds)
     message_ns: int = 50_000
     """Between any two nodes of one host, one way; others add the links' latency."""
     ingress_ns: int = 0
@@ -231,7 +235,10 @@ def build(cluster: Cluster, trace: Trace, seed: int, *, every_step: bool = False
     )
     shell.add_router(router)
     for pool, blocks in make.pools.items():
-        shell.add_pool(PoolId(pool), make.pool(pool, blocks))
+        node = shell.add_pool(PoolId(pool), make.pool(pool, blocks))
+        if cluster.tiers is not None:
+            size = cluster.spec.block_bytes(0)
+            shell.tiers[node.address] = TimedTiers(node, loop, size, cluster.tier_speeds)
     for number, member in enumerate(cluster.members):
         shell.start(Position(member.name, make.info(number), make.instance))
     for at_ns, name in cluster.mishaps.kills:
@@ -362,6 +369,7 @@ class _Maker:
             blocks,
             self._load("kv.evict"),
             listener=ROUTER if self._placement.reads_prefixes else None,
+            tiers=self._cluster.tiers,
         )
 
     def instance(self, address: Address) -> Instance:
