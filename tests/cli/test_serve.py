@@ -70,6 +70,13 @@ def test_split_across_workers_answers_as_one_worker_does(split: Server) -> None:
         assert answers(split) == alone == answers(layered)
 
 
+def test_over_tcp_a_killed_worker_changes_no_token_either(split: Server) -> None:
+    wanted = asyncio.run(streams(split, 48))
+    with serving(*SPLIT, "--transport", "tcp", "--transfer-lanes", "2") as over_tcp:
+        assert asyncio.run(streams(over_tcp, 48)) == wanted
+        assert asyncio.run(streams(over_tcp, 48, "decode")) == wanted
+
+
 def test_bytes_really_move_between_separate_pools(split: Server) -> None:
     with client(split) as asking:
         answer = asking.completions.create(

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.live.members import State
 from headrace.live.service import Service
-from headrace.live.settings import WorkerSettings
+from headrace.live.settings import TransferSettings, WorkerSettings
 from headrace.nodes.limits import InstanceConfig, RouterConfig
 from headrace.types.errors import RequestFailed
 from headrace.types.payload import Submission
@@ -34,12 +34,14 @@ def many(service: Service, count: int, tokens: int) -> list[Submission]:
     return [submission(service, prompt_of(i, 40 + i), tokens, seed=i) for i in range(count)]
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("transport", ["none", "shm", "tcp"])
 @pytest.mark.parametrize("victim", [w.name for w in FLEET])
-def test_a_killed_worker_costs_no_token(victim: str, shared: bool) -> None:
+def test_a_killed_worker_costs_no_token(victim: str, transport: str) -> None:
     async def scenario() -> None:
+        shared = transport == "none"
+        transfer = TransferSettings(transport="auto" if shared else transport, lanes=2)
         async with serving(
-            workers=FLEET, shared=shared, options={"step_s": 0.004}, instance=SMALL
+            workers=FLEET, shared=shared, transfer=transfer, options={"step_s": 0.004}, instance=SMALL
         ) as service:
             wanted = many(service, 32, 60)
             streams = [asyncio.create_task(collect(service, w)) for w in wanted]

@@ -96,6 +96,7 @@ def ends(
     stall_ns: int = 5_000_000_000,
     file: bool = True,
     switch: loop.Switch | None = None,
+    secret: str = SECRET,
     **settings: Any,
 ) -> Iterator[list[End]]:
     """Engines with random bytes in their memory; on the running loop unless `turns` is given."""
@@ -107,7 +108,7 @@ def ends(
         for number, address in enumerate(addresses):
             engine = TransferEngine(
                 address,
-                {name: transport_of(name, Settings(address, SECRET, lanes, **settings), switch)},
+                {name: transport_of(name, Settings(address, secret, lanes, **settings), switch)},
                 turns,
                 lanes=lanes,
                 stall_ns=stall_ns * SLOW.get(name, 1),

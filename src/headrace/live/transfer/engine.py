@@ -274,7 +274,13 @@ class TransferEngine:
         if peer is None:
             name = choose(card, self.card.host, self._transports)
             peer = Outgoing(
-                str(self.address), card, self._transports[name], self._turns, self._post, self._stall_ns
+                str(self.address),
+                card,
+                self._transports[name],
+                self._turns,
+                self._post,
+                self._lanes,
+                self._stall_ns,
             )
             if card.owner.epoch <= self._forgotten.get(card.owner.name, -1):
                 peer.gone = True

@@ -92,6 +92,7 @@ class Outgoing:
         transport: Transport,
         turns: Turns,
         post: Callable[..., None],
+        lanes: int,
         stall_ns: int,
     ) -> None:
         self.card = card
@@ -100,6 +101,7 @@ class Outgoing:
         self._transport = transport
         self._turns = turns
         self._post = post
+        self._lanes = lanes
         self._stall_ns = stall_ns
         self._link: Link | None = None
         self._closing: Link | None = None
@@ -324,9 +326,8 @@ class Outgoing:
             if moved != before:
                 self._progress[lane] = (moved, now_ns)
             elif now_ns - since_ns > self._stall_ns:
-                count = len(self.card.ways[0].lanes)
                 self.broken(
-                    f"lane {lane} of {count} to {self.card.owner} has not moved for {self._stall_ns / 1e9:g} s",
+                    f"lane {lane} of {self._lanes} to {self.card.owner} has not moved for {self._stall_ns / 1e9:g} s",
                     lane,
                     final=False,
                 )

@@ -1,6 +1,7 @@
 """In this process, in random order: every completion that a network could show, for tests.
 
-Whatever engines of one `Switch` do to each other waits there; a keyed draw picks what happens next. A shard is one step: bytes and note.
+Whatever engines of one `Switch` do to each other waits there; a keyed draw picks what happens next. A shard leaves, and some time
+later lands: its bytes and its note in one step.
 Leaves out: delay, threads.
 """
 
@@ -91,7 +92,7 @@ class Link:
     # The source's end
 
     def write(self, shard: Shard) -> None:
-        self._later(lambda: self._land(shard), shard.lane)
+        self._later(lambda: self._begin(shard), shard.lane)
 
     def send(self, message: bytes) -> None:
         self._later(lambda: self._at().mailed(self, message))
@@ -138,10 +139,13 @@ class Link:
 
         self._switch.put(Waiting(self, lane, unless_closed))
 
-    def _land(self, shard: Shard) -> None:
+    def _begin(self, shard: Shard) -> None:
         if shard.dropped:
             self._upward.dropped(shard)
-            return
+        else:
+            self._later(lambda: self._land(shard), shard.lane)
+
+    def _land(self, shard: Shard) -> None:
         if shard.source is not None and shard.target is not None and len(shard.pieces):
             copy(shard.source, self._granted[shard.target.region], shard.pieces)
         self._moved[shard.lane] = self._moved.get(shard.lane, 0) + 1
