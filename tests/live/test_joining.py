@@ -208,7 +208,7 @@ def test_a_silent_worker_is_cut_off_and_starts_over() -> None:
             await until(lambda: "far" not in service.members.by_name)
             process.send_signal(signal.SIGCONT)
             await ready(service, "w0", "far")
-            assert service.members.by_name["far"].epoch == 1
+            assert service.members.by_name["far"].epoch >= 1
 
     run(scenario())
 
@@ -230,23 +230,29 @@ def test_a_dismissed_worker_starts_over() -> None:
     run(scenario())
 
 
-def test_streams_wait_for_another_worker_but_not_for_ever() -> None:
+def test_streams_wait_for_another_worker() -> None:
     async def scenario() -> None:
-        async with listening(alone_ns=3000 * MS) as service:
-            async with joiner(port_of(service), name="far") as first:
+        async with listening() as service:
+            async with joiner(port_of(service), name="far"):
                 await ready(service, "far")
                 wanted = submission(service, prompt_of(1, 40), 60)
                 stream = asyncio.create_task(collect(service, wanted))
                 await until(lambda: drawn(service) > 10)
-                first.kill()
-                await first.wait()
-            async with joiner(port_of(service), name="other") as second:
+            async with joiner(port_of(service), name="other"):
                 assert await stream == wanted_of(wanted)
-                stream = asyncio.create_task(collect(service, submission(service, prompt_of(2, 40), 3000)))
-                await until(lambda: drawn(service) > 100)
-                second.kill()
-                with pytest.raises(RequestFailed, match="none has joined for 3 s"):
-                    await stream
+
+    run(scenario())
+
+
+def test_streams_do_not_wait_for_ever() -> None:
+    async def scenario() -> None:
+        async with listening(alone_ns=200 * MS) as service, joiner(port_of(service), name="far") as process:
+            await ready(service, "far")
+            stream = asyncio.create_task(collect(service, submission(service, prompt_of(2, 40), 3000)))
+            await until(lambda: drawn(service) > 10)
+            process.kill()
+            with pytest.raises(RequestFailed, match="none has joined for 0.2 s"):
+                await stream
 
     run(scenario())
 

@@ -223,7 +223,7 @@ class Service:
         else:
             log.warning("%s; streams wait for one that joins", reason)
             wait_s = self._config.alone_ns / 1e9
-            reason += f", and none has joined for {wait_s:.0f} s"
+            reason += f", and none has joined for {wait_s:g} s"
             loop = asyncio.get_running_loop()
             self._alone = loop.call_later(wait_s, self._store.fail_all, RequestFailed(reason))
 
