@@ -143,8 +143,11 @@ class Socket:
         self._reader.listen()
 
     def send(self, frames: list[bytes]) -> None:
-        self.zmq.send_multipart(frames, zmq.NOBLOCK, copy=True)
-        self._reader.look()
+        try:
+            self.zmq.send_multipart(frames, zmq.NOBLOCK, copy=True)
+        finally:
+            # One that fails eats the edge, too.
+            self._reader.look()
 
     def close(self, linger_ms: int = 0) -> None:
         """What was sent last has so long to leave."""
