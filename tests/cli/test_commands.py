@@ -32,7 +32,6 @@ def headrace(*arguments: str, given: str = "", **variables: str) -> subprocess.C
         (["--max-model-len", "999999"], "--max-model-len"),
         (["--block-size", "17"], "--block-size"),
         (["--memory", "magic"], "--memory"),
-        (["--memory", "virtual", "--kv-stream", "layer"], "--kv-stream"),
         (["--placement", "best"], "round_robin"),
         (["--placement", '{"name": "least_load", "bind": "soon"}'], "bind"),
         (["--instances", "1", "--prefill", "1"], "--instances"),

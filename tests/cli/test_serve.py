@@ -170,7 +170,7 @@ def test_at_rest_every_block_is_free_or_in_hand(split: Server) -> None:
 
 
 def test_virtual_ranges_answer_as_the_paged_pool_does(split: Server) -> None:
-    with serving("--memory", "virtual", *SPLIT) as ranges:
+    with serving("--memory", "virtual", "--kv-stream", "layer", *SPLIT) as ranges:
         assert answers(ranges) == answers(split)
         undisturbed = asyncio.run(streams(split, 48))
         assert asyncio.run(streams(ranges, 48)) == undisturbed

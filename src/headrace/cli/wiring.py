@@ -148,10 +148,6 @@ def service_config(
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
     check_ranges(found.spec)
-    if options.memory == "virtual" and options.kv_stream == "layer":
-        raise ConfigError(
-            "--kv-stream layer: with --memory virtual a layer is not one piece of a block; use chunk"
-        )
     team = workers(options)
     pools = max(1, len(team)) if options.separate_pools else 1
     memory = kv_bytes(options, found, pools)
