@@ -1,6 +1,6 @@
 """L1: what the cores and shells need from outside, as protocols. Each has a live and a simulated implementation."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from headrace.types.events import Command, Event, Write
@@ -9,6 +9,7 @@ from headrace.types.messages import AnyMessage, Report
 from headrace.types.payload import Chunk, Emission, SequencePayload, Submission
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.service import ServiceInfo, ServiceStatus
+from headrace.types.weights import Pushed, Running, Tensor, Ticket, WeightsStatus
 
 
 class Core(Protocol):
@@ -133,4 +134,22 @@ class Gateway(Protocol):
 
     def status(self) -> ServiceStatus:
         """What goes on now, for readiness and metrics."""
+        ...
+
+
+class WeightsDoor(Protocol):
+    """What the API needs of the service to let a trainer in. One push at a time."""
+
+    def status(self) -> WeightsStatus: ...
+
+    def begin(self, tensors: Sequence[Tensor], running: Running, hold_ns: int) -> Ticket:
+        """Raises PushRefused naming the tensor that does not fit."""
+        ...
+
+    async def commit(self, number: int, digests: Sequence[str]) -> Pushed:
+        """Raises PushRefused saying why the old weights go on serving."""
+        ...
+
+    def drop(self, number: int) -> None:
+        """Raises PushRefused if there is no such push, or it is too late."""
         ...

@@ -50,6 +50,7 @@ def test_readiness(plain: httpx.Client, gateway: FakeGateway) -> None:
         "epoch": 1,
         "leaning": "prefill",
         "state": "ready",
+        "weights": 0,
         "pid": None,
     }
     gateway.ready = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from struct import pack
 
+from headrace.live.renewal import Renewal
 from headrace.live.settings import WorkerConfig
 from headrace.live.worker import Loaded
 from headrace.types.hashing import block_hash, chain_root
@@ -19,6 +20,7 @@ from headrace.types.kv import GroupKind, KVGroup, KVSpec, TableRun
 from headrace.types.payload import Emission, SamplingParams, SequencePayload, TokenLogprobs
 from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
 from headrace.types.request import FinishReason
+from headrace.types.weights import Staged
 
 TAG = 8
 VOCABULARY = 1000
@@ -50,6 +52,7 @@ class FakeExecutor:
     def __init__(self, buffers: list[memoryview], step_s: float = 0.0, fault: str = "") -> None:
         self._buffers = buffers
         self._step_s = step_s
+        self.version = 0
         self._fault = fault
         self._opened: dict[SequenceKey, Opened] = {}
         self._last = StepId(0)
@@ -132,7 +135,9 @@ class FakeExecutor:
         opened.finished = finish is not None
         wanted = opened.payload.sampling.logprobs is not None
         logprobs = (TokenLogprobs(-float(token), 1),) if wanted else ()
-        return Output(work.key, 1, hashes, finish), Emission(work.key, index, (token,), logprobs)
+        return Output(work.key, 1, hashes, finish), Emission(
+            work.key, index, (token,), logprobs, (opened.payload.version, self.version)
+        )
 
     def _hashes(self, opened: Opened, blocks: int) -> tuple[BlockHash, ...]:
         size = SPEC.block_size
@@ -147,7 +152,7 @@ class FakeExecutor:
     # Memory
 
     def _fill(self, opened: Opened, group: int, first: int, end: int) -> None:
-        tag = self._read(opened, group, first - 1, first) if first else salt(group)
+        tag = self._read(opened, group, first - 1, first) if first else salt(group, self.version)
         for position in range(first, end):
             tag = next_tag(tag, opened.ids[position])
             for at in self._places(opened, group, position):
@@ -182,8 +187,9 @@ def place(tables: list[list[int]], runs: tuple[TableRun, ...]) -> None:
         table[run.at : run.at + run.count] = range(run.first, run.first + run.count)
 
 
-def salt(group: int) -> bytes:
-    return pack("<q", group)
+def salt(group: int, version: int = 0) -> bytes:
+    """Other weights say other things."""
+    return pack("<q", group + 1000 * version)
 
 
 def next_tag(tag: bytes, token: int) -> bytes:
@@ -206,7 +212,7 @@ def finish_of(token: int, sampling: SamplingParams) -> FinishReason | None:
     return FinishReason.STOP if token in sampling.stop_token_ids else None
 
 
-def expected(payload: SequencePayload, choice: int, count: int) -> list[int]:
+def expected(payload: SequencePayload, choice: int, count: int, version: int = 0) -> list[int]:
     """What a lone sequence says, without blocks, plans or a system."""
     ids = list(payload.token_ids)
     tags: list[list[bytes]] = [[] for _ in SPEC.groups]
@@ -214,7 +220,7 @@ def expected(payload: SequencePayload, choice: int, count: int) -> list[int]:
     while len(said) < count:
         for group, known in enumerate(tags):
             for token in ids[len(known) :]:
-                known.append(next_tag(known[-1] if known else salt(group), token))
+                known.append(next_tag(known[-1] if known else salt(group, version), token))
         last = len(ids) - 1
         seen = [b"".join(known[seen_from(g, last) :]) for g, known in enumerate(tags)]
         token = draw(seen, payload.sampling, choice, len(said))
@@ -235,5 +241,21 @@ def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
         raise RuntimeError("the model cannot be loaded")
     odd = options.get("odd", {}) if options.get("odd_worker") == config.address.name else {}
     executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""))
+    executor.version = config.info.version
+
+    def prepare(staged: Staged) -> Renewal:
+        time.sleep(options.get("prepare_s", 0.0))
+        if options.get("unfit") == config.address.name:
+            raise RuntimeError("they are too large")
+
+        def apply() -> None:
+            time.sleep(options.get("apply_s", 0.0))
+            executor.version = staged.version
+
+        return Renewal(staged.fingerprint, f"fake {staged.version}", "", apply)
+
+    pushed = config.weights
+    if pushed is not None:
+        odd = {"fingerprint": pushed.fingerprint, "numerics": f"fake {pushed.version}", **odd}
     facts = {"fingerprint": "fake", "spec": SPEC, "vocabulary": VOCABULARY, "numerics": "fake", **odd}
-    return Loaded(executor, **facts)
+    return Loaded(executor, **facts, prepare=prepare)

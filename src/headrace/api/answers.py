@@ -28,6 +28,8 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: CachedTokens | None = None
     timings: list[Timings] | UnsetType = UNSET
     """Of every choice, where asked for."""
+    weights: list[int] | UnsetType = UNSET
+    """Versions of the weights that had part in the answer, if any was pushed."""
 
     @classmethod
     def of(cls, prompt: int, completion: int, cached: int | None) -> "Usage":
@@ -109,20 +111,31 @@ class Writer:
         self._chunk_kind = chunk_kind
         self._whole_kind = whole_kind
         self._encoder = msgspec.json.Encoder()
+        self._weights = 0
+
+    def drawn_by(self, weights: int) -> None:
+        """What comes next was drawn by this version; pushed ones are named in `system_fingerprint`."""
+        self._weights = max(self._weights, weights)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.job.fingerprint}-w{self._weights}" if self._weights else self.job.fingerprint
 
     def chunk(self, choices: Sequence[Any], usage: Usage | UnsetType | None, **extra: Any) -> bytes:
         job = self.job
         if usage is None and not job.include_usage:
             usage = UNSET
         answer = Answer(
-            job.id, self._chunk_kind, job.created, job.model, choices, job.fingerprint, usage, **extra
+            job.id, self._chunk_kind, job.created, job.model, choices, self.fingerprint, usage, **extra
         )
         return b"data: %b\n\n" % self._encoder.encode(answer)
 
     def answer(self, choices: Sequence[Any], usage: Usage, **extra: Any) -> bytes:
         job = self.job
         return self._encoder.encode(
-            Answer(job.id, self._whole_kind, job.created, job.model, choices, job.fingerprint, usage, **extra)
+            Answer(
+                job.id, self._whole_kind, job.created, job.model, choices, self.fingerprint, usage, **extra
+            )
         )
 
     def usage_event(self, usage: Usage) -> bytes:

@@ -27,7 +27,8 @@ from headrace.api.protocol import AnyBody, ChatBody, CompletionBody, DetokenizeB
 from headrace.api.respond import ClientGone, Responder, body_of
 from headrace.api.settings import ApiSettings
 from headrace.api.tokenizer import Tokenizer
-from headrace.ports import Gateway
+from headrace.api.weights import WeightsApi
+from headrace.ports import Gateway, WeightsDoor
 from headrace.types.service import ServiceInfo
 
 
@@ -100,6 +101,7 @@ class Api:
             "model": self.info.model,
             "numerics": self.info.numerics,
             "promise": self.info.promise,
+            "weights": status.weights,
             "requests": {
                 "running": status.requests_running,
                 "waiting": status.requests_waiting,
@@ -114,6 +116,7 @@ class Api:
                     "state": i.state,
                     "pid": i.pid,
                     **({"host": i.host} if i.host else {}),
+                    "weights": i.report.version if i.report is not None else status.weights,
                 }
                 for i in status.instances
             ],
@@ -204,8 +207,16 @@ def answer(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def create_app(gateway: Gateway, tokenizer: Tokenizer, settings: ApiSettings | None = None) -> Starlette:
-    """The application for one running service. Its `Api` is `app.state.api`; more routes may be added to it."""
+def create_app(
+    gateway: Gateway,
+    tokenizer: Tokenizer,
+    settings: ApiSettings | None = None,
+    weights: WeightsDoor | None = None,
+) -> Starlette:
+    """The application for one running service. Its `Api` is `app.state.api`; more routes may be added to it.
+
+    `weights`: lets trainers push new ones.
+    """
     settings = settings or ApiSettings()
     api = Api(gateway, tokenizer, settings)
 
@@ -239,6 +250,7 @@ def create_app(gateway: Gateway, tokenizer: Tokenizer, settings: ApiSettings | N
         Route("/ready", api.ready),
         Route("/metrics", api.metrics_text),
         Route("/version", api.version),
+        *(WeightsApi(weights, settings).routes if weights is not None else ()),
     ]
     middleware = [
         Middleware(

@@ -38,6 +38,8 @@ class Piece(msgspec.Struct):
     finish: FinishReason | None
     stop_reason: str | int | None = None
     """The stop string or requested stop token that ended the choice."""
+    weights: int = 0
+    """Version that drew it."""
 
 
 class Choice:
@@ -50,6 +52,8 @@ class Choice:
         """Drawn and counted: up to the one that completed a stop string."""
         self.finish: FinishReason | None = None
         self.timeline: Timeline | None = None
+        self.weights: dict[int, None] = {}
+        """Versions that had part in it."""
         self._options = job.text
         self._logprobs = job.logprobs is not None
         self._detokenizer = Detokenizer(tokenizer, prompt.token_ids, job.text.skip_special)
@@ -87,7 +91,9 @@ class Choice:
         self.tokens += len(ids)
         self.finish = finish
         self.timeline = chunk.timeline or self.timeline
-        return Piece(self.index, text, ids, chunk.logprobs[: len(ids)], offsets, finish, reason)
+        self.weights |= dict.fromkeys(chunk.weights)
+        logprobs = chunk.logprobs[: len(ids)]
+        return Piece(self.index, text, ids, logprobs, offsets, finish, reason, chunk.weights[1])
 
 
 class Generation:
@@ -129,6 +135,10 @@ class Generation:
     def late(self) -> bool:
         """The deadline has passed."""
         return self.seconds_left() <= 0
+
+    def weights(self) -> list[int]:
+        """Versions that had part in any choice."""
+        return sorted({version for choice in self.choices for version in choice.weights})
 
     def counts(self) -> tuple[int, int, int | None]:
         """Prompt tokens, new tokens, and prompt tokens found in a prefix cache (None: not known yet).

@@ -189,7 +189,8 @@ class JobBuilder:
             category=body.category or "",
             slo=Slo(nanoseconds(body.ttft_slo_ms), nanoseconds(body.tpot_slo_ms)),
         )
-        return Submission(request, SequencePayload(root, prompt.token_ids, length, sampling))
+        payload = SequencePayload(root, prompt.token_ids, length, sampling)
+        return Submission(request, payload, body.cache_salt or "")
 
     def _tokens_max(self, body: CompletionBody | ChatBody, prompt: int) -> int:
         """New tokens at most: as asked if they fit the context, else the default."""

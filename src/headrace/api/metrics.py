@@ -128,6 +128,7 @@ class StatusCollector(Collector):
         used = 1 - status.blocks_free / status.blocks_total if status.blocks_total else 0.0
         yield self._gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use (1 = all)", used, values)
         yield self._gauge("headrace:kv_blocks", "KV blocks over all pools", status.blocks_total, values)
+        yield self._gauge("headrace:weights_version", "0: as started", status.weights, values)
         yield self._gauge("headrace:ready", "1: the service takes requests", float(status.ready), values)
         sources = CounterMetricFamily(
             "vllm:prompt_tokens_by_source",

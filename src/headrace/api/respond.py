@@ -126,6 +126,7 @@ class Responder:
         try:
             async with aclosing(self._generation.pieces()) as stream:
                 async for piece in stream:
+                    self._form.drawn_by(piece.weights)
                     pieces[piece.index].append(piece)
         except Exception as error:
             raise self._failed(error) from error
@@ -141,6 +142,7 @@ class Responder:
                 async for piece in stream:
                     if not self._started:
                         await self._open(send)
+                    self._form.drawn_by(piece.weights)
                     usage = self._usage() if self._job.continuous_usage else None
                     event = self._form.event(piece, usage)
                     if event:
@@ -173,6 +175,9 @@ class Responder:
 
     def _usage(self) -> Usage:
         usage = Usage.of(*self._generation.counts())
+        weights = self._generation.weights()
+        if any(weights):
+            usage = replace(usage, weights=weights)
         if not self._job.return_timings:
             return usage
         return replace(usage, timings=[timings_of(c.timeline, c.tokens) for c in self._generation.choices])

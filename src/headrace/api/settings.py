@@ -10,6 +10,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     api_keys: tuple[str, ...] = ()
     """Accepted in `Authorization: Bearer`; empty: no key is asked for."""
+    push_key: str = ""
+    """Accepted in `X-Push-Key` from trainers; empty: nobody may push new weights."""
     allowed_origins: tuple[str, ...] = ()
     """Web pages (CORS) that may call the API; "*" is all."""
     body_max: int = 32 * MIB

@@ -1,31 +1,44 @@
 """A checkpoint as an executor, on the memory of a pool."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
+from headrace.compute.layers.decoder import Decoder
 from headrace.compute.memory import Memory
 from headrace.compute.memory.paged import PagedMemory
 from headrace.compute.memory.pages.memfd import MemfdPages
 from headrace.compute.memory.virtual import VirtualMemory
-from headrace.compute.numerics import prepare, self_test
+from headrace.compute.numerics import Numerics, prepare, self_test, torch_inference
 from headrace.compute.ops.backend import describe
 from headrace.compute.runner import Runner
+from headrace.compute.staged import StagedCheckpoint
+from headrace.live.renewal import Renewal
 from headrace.live.settings import SharedPool, WorkerConfig
 from headrace.live.worker import Loaded
 from headrace.types.kv import Layout
+from headrace.types.weights import Staged
 
 
 def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memoryview]) -> Loaded:
     """Raises CheckpointError naming what cannot be served."""
     prepare(config.threads)
-    checkpoint = Checkpoint(folder)
     spec = config.model.spec
-    decoder = models.load(checkpoint, dtype=dtype, length=config.model.length_max)
-    numerics = self_test(decoder, spec, config.threads)
+
+    def make(checkpoint: Checkpoint) -> tuple[Decoder, Numerics, str]:
+        """The model, ready; on any thread."""
+        with torch_inference():
+            decoder = models.load(checkpoint, dtype=dtype, length=config.model.length_max)
+            numerics = self_test(decoder, spec, config.threads)
+        return decoder, numerics, "" if numerics.invariant else weaker_promise(spec.dtype)
+
+    weights = config.weights
+    checkpoint = Checkpoint(folder) if weights is None else StagedCheckpoint(folder, weights)
+    decoder, numerics, promise = make(checkpoint)
     pool = config.pool
-    executor = Runner(
+    runner = Runner(
         decoder,
         spec,
         pool.layout.blocks,
@@ -33,16 +46,23 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
         threads=config.threads,
         memory=memory_of(config, pool, buffers),
     )
-    promise = "" if numerics.invariant else weaker_promise(spec.dtype)
+    runner.version = config.info.version
+
+    def renewal(staged: Staged) -> Renewal:
+        decoder, numerics, promise = make(StagedCheckpoint(folder, staged))
+        number = numerics.id if numerics.invariant else ""
+        return Renewal(staged.fingerprint, number, promise, partial(runner.renew, decoder, staged.version))
+
     return Loaded(
-        executor=executor,
+        executor=runner,
         fingerprint=checkpoint.fingerprint(),
         spec=models.kv_spec(checkpoint, dtype=dtype, block_size=spec.block_size, layout=spec.layout),
         vocabulary=decoder.vocab,
         numerics=numerics.id if numerics.invariant else "",
         promise=promise,
-        ahead=executor.ahead,
-        counts=executor.counts,
+        prepare=renewal,
+        ahead=runner.ahead,
+        counts=runner.counts,
     )
 
 

@@ -317,6 +317,47 @@ app.add_typer(
 )
 
 
+weights = typer.Typer(no_args_is_help=True)
+app.add_typer(weights, name="weights", help="New weights for a running service.")
+
+
+@weights.command("push")
+def push_command(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder with the new weights")],
+    url: Annotated[
+        str, typer.Option("--url", help="The server, with or without /v1")
+    ] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str, typer.Option("--push-key", envvar="HEADRACE_PUSH_KEY", help="As given to serve")
+    ] = "",
+    running: Annotated[
+        str,
+        typer.Option("--running", help="keep: running sequences keep their KV; recompute: it is made anew"),
+    ] = "keep",
+    hold: Annotated[
+        float, typer.Option("--hold", min=0, help="Seconds that new requests may wait for handovers to end")
+    ] = 2.0,
+    api_key: Annotated[str, typer.Option("--api-key", envvar="HEADRACE_API_KEY")] = "",
+) -> None:
+    """Update a running service in place: no restart, no request dropped, old KV never under new weights.
+
+    headrace weights push checkpoints/step-200 --url http://127.0.0.1:8000 --push-key KEY
+    """
+    from headrace.cli.push import push_weights
+    from headrace.types.weights import Running
+
+    if running not in ("keep", "recompute"):
+        raise typer.BadParameter("--running is keep or recompute")
+    report = push_weights(model, url, key=key, running=Running(running), hold_s=hold, api_key=api_key)
+    pushed = report.pushed
+    Console().print(
+        f"version {pushed.version} ({pushed.fingerprint[:12]}): {report.nbytes / 2**20:.0f} MiB written in {report.write_s:.2f} s "
+        f"({report.nbytes / 1e9 / max(report.write_s, 1e-9):.2f} GB/s), in use {report.commit_s:.2f} s later; new starts waited "
+        f"{pushed.held_ms:.0f} ms, {pushed.kept} sequences kept their KV, {pushed.recomputed} are computed again",
+        highlight=False,
+    )
+
+
 @app.command()
 @takes(EngineOptions)
 def profile(

@@ -183,9 +183,8 @@ class ServeOptions(EngineOptions):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one")
     uds: Path | None = Field(None, description="Listen on a Unix socket instead")
     api_key: str | None = Field(None, description="Clients must send it as a bearer token")
-    served_model_name: str | None = Field(
-        None, description="Name of the model in the API [default: its folder's name]"
-    )
+    push_key: str | None = Field(None, description="Who knows it may push new weights [default: nobody]")
+    served_model_name: str | None = Field(None, description="Model's name in the API [default: its folder's]")
     chat_template: Path | None = Field(
         None, description="Jinja file in place of the checkpoint's chat template"
     )

@@ -8,6 +8,7 @@ import msgspec
 from headrace.cli.wiring import Probe
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
+from headrace.compute.sources import FolderSource
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import Layout
 
@@ -23,6 +24,7 @@ def look(folder: Path, dtype: str, block_size: int, length: int, layout: Layout)
         spec=models.kv_spec(checkpoint, dtype=dtype, block_size=block_size, layout=layout),
         vocabulary=int(checkpoint.config["vocab_size"]),
         length_max=length or meant,
+        tensors=FolderSource(folder).tensors(),
     )
 
 

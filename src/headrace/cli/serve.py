@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 def api_settings(options: ServeOptions) -> ApiSettings:
     return ApiSettings(
         api_keys=(options.api_key,) if options.api_key else (),
+        push_key=options.push_key or "",
         allowed_origins=tuple(o.strip() for o in options.allowed_origins.split(",") if o.strip()),
         request_timeout_s=options.request_timeout,
         requests_max=options.max_requests,
@@ -48,7 +49,11 @@ async def serve(options: ServeOptions) -> None:
         tokenizer = await asyncio.to_thread(Tokenizer.load, folder, options.chat_template)
         found = await probing
         config = wiring.service_config(
-            options, found, choices_max=options.max_requests, shutdown_s=options.shutdown_timeout
+            options,
+            found,
+            choices_max=options.max_requests,
+            shutdown_s=options.shutdown_timeout,
+            push_key=options.push_key or "",
         )
         service = Service(
             config, wiring.model(options, found, options.served_model_name), wiring.WORKER, keys
@@ -57,7 +62,7 @@ async def serve(options: ServeOptions) -> None:
             _announce(options, folder, config.kv_bytes, service.info().promise)
             serving = asyncio.ensure_future(
                 serve_api(
-                    create_app(service, tokenizer, api_settings(options)),
+                    create_app(service, tokenizer, api_settings(options), service.pushes),
                     listener=listener,
                     drain_timeout_s=options.shutdown_timeout,
                     access_log=options.access_log,

@@ -39,6 +39,7 @@ from headrace.live.settings import (
 from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import KVSpec, Layout
+from headrace.types.weights import Tensor
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "headrace-python-5m"
 WORKER = (sys.executable, "-m", "headrace.cli.worker")
@@ -52,6 +53,7 @@ UNRECORDED = {
     "record",
     "record_text",
     "api_key",
+    "push_key",
     "host",
     "port",
     "uds",
@@ -75,6 +77,8 @@ class Probe(msgspec.Struct, frozen=True):
     vocabulary: int
     length_max: int
     """Tokens of a sequence: as asked, else as the model is meant for."""
+    tensors: tuple[Tensor, ...] = ()
+    """Of the checkpoint, without what is derived from the configuration."""
 
 
 async def probe(options: EngineOptions | WorkerOptions) -> Probe:
@@ -143,7 +147,12 @@ def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:
 
 
 def service_config(
-    options: EngineOptions, found: Probe, *, choices_max: int = 4096, shutdown_s: float = 10.0
+    options: EngineOptions,
+    found: Probe,
+    *,
+    choices_max: int = 4096,
+    shutdown_s: float = 10.0,
+    push_key: str = "",
 ) -> ServiceConfig:
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
@@ -178,6 +187,7 @@ def service_config(
         shutdown_ns=int(shutdown_s * 1e9),
         mixed_numerics=options.mixed_numerics,
         record=recorded(options, found, memory),
+        push_key=push_key,
         options={"folder": str(folder(options)), "dtype": options.dtype},
     )
 
@@ -268,6 +278,7 @@ def model(options: EngineOptions, found: Probe, name: str | None = None) -> Mode
         spec=found.spec,
         vocabulary=found.vocabulary,
         length_max=found.length_max,
+        tensors=found.tensors,
     )
 
 

@@ -5,6 +5,7 @@ shows here only. The digest of what came out names the arithmetic: workers may c
 if their digests are equal.
 """
 
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ def prepare(threads: int) -> None:
     """Settings of torch for this process, before a model is loaded: `threads` for its operations, and no gradients."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
+
+
+def torch_inference() -> AbstractContextManager[object]:
+    """No gradients within, on the thread that enters it (`prepare` speaks for its own thread only)."""
+    return torch.inference_mode()
 
 
 def self_test(model: Decoder, spec: KVSpec, threads: int) -> Numerics:

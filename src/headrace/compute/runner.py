@@ -48,6 +48,8 @@ class Resident:
     """Hashes of its leading full blocks, as far as they were needed."""
     reported: int = 0
     """Leading blocks whose hash its core knows."""
+    version: int = 0
+    """Of the weights under which it began."""
 
     def hashes(self, until: int, block_size: int) -> tuple[BlockHash, ...]:
         """Hashes of the blocks before `until` that its core does not know yet; after this it does."""
@@ -88,6 +90,8 @@ class Runner:
         self._residents: dict[SequenceKey, Resident] = {}
         self._last = StepId(0)
         self._token_bytes = sum(spec.block_bytes(g) // spec.block_size for g in range(len(spec.groups)))
+        self.version = 0
+        """Of the model's weights."""
 
     def open(self, key: SequenceKey, payload: SequencePayload) -> None:
         """Keep the ids and sampling of a sequence until `close`. What is wrong with them fails its first step."""
@@ -104,7 +108,9 @@ class Runner:
                 sampler.append(ids[payload.prompt :])
             except ValueError as wrong:
                 error = str(wrong)
-        self._residents[key] = Resident(key, payload.root, payload.prompt, ids, sampler, error)
+        self._residents[key] = Resident(
+            key, payload.root, payload.prompt, ids, sampler, error, version=payload.version
+        )
 
     def append(self, emission: Emission) -> None:
         """Add tokens that another instance drew; those already known are skipped.
@@ -169,6 +175,10 @@ class Runner:
             return None
         tokens = sum(len(r.ids) for r in list(self._residents.values()) if r.row is not None)
         return msgspec.structs.replace(counts, used_bytes=tokens * self._token_bytes)
+
+    def renew(self, model: Decoder, version: int) -> None:
+        """Other weights of the same model, from the next step on. KV that is there stays."""
+        self.model, self.version = model, version
 
     def _resident(self, key: SequenceKey) -> Resident:
         if key not in self._residents:
@@ -236,7 +246,9 @@ class Runner:
         resident.ids.append(token.id)
         resident.finished = token.finish is not None
         found = () if token.logprobs is None else (token.logprobs,)
-        return Output(work.key, 1, hashes, token.finish), Emission(work.key, first, (token.id,), found)
+        return Output(work.key, 1, hashes, token.finish), Emission(
+            work.key, first, (token.id,), found, (resident.version, self.version)
+        )
 
     def _reason_against(self, token_ids: Sequence[int]) -> str:
         """Why a sequence with these ids cannot be served; empty if it can."""

@@ -62,7 +62,9 @@ class Drawn:
         if len(pieces) == 1:
             return pieces[0]
         ids = tuple(token for piece in pieces for token in piece.token_ids)
-        return Emission(key, first, ids, tuple(entry for piece in pieces for entry in piece.logprobs))
+        entries = tuple(entry for piece in pieces for entry in piece.logprobs)
+        oldest, newest = zip(*(piece.weights for piece in pieces), strict=True)
+        return Emission(key, first, ids, entries, (min(oldest), max(newest)))
 
     def for_tail(self, message: Tail) -> tuple[Emission, ...]:
         opened = self._opened[message.key]

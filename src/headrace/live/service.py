@@ -26,6 +26,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic_ns
 
+from msgspec.structs import replace
+
 from headrace.live import wire
 from headrace.live.cores import ROUTER, Cores, pool_address
 from headrace.live.journal import JOURNALS
@@ -33,6 +35,7 @@ from headrace.live.keys import Keys
 from headrace.live.launch.local import worker_environment
 from headrace.live.members import Member, State
 from headrace.live.policies import engine_policies, policy
+from headrace.live.pushes import Pushes
 from headrace.live.record import Recorder, check_folder, describe
 from headrace.live.settings import Model, ServiceConfig
 from headrace.live.store import Store
@@ -45,6 +48,7 @@ from headrace.types.events import (
     Command,
     Deliver,
     DrainAsked,
+    Event,
     Kill,
     Received,
     Reject,
@@ -57,7 +61,7 @@ from headrace.types.messages import AnyMessage, Start, Tokens
 from headrace.types.payload import Chunk, Emission, Submission
 from headrace.types.service import ServiceInfo, ServiceStatus
 from headrace.types.tiers import Drop, Flushed, Load, Save, Spill
-from headrace.types.weights import Committed
+from headrace.types.weights import Committed, Completed, Staged
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +120,9 @@ class Service:
         self._changed = asyncio.Event()
         self._alone: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._store = Store()
+        self._store = Store(self._terms.root)
+        self.pushes = Pushes(self._config.push_key, self._model, self._terms, self)
+        self._cleanup.callback(self.pushes.close)
         self._cleanup.callback(self._end_recording)
         try:
             self._make()
@@ -241,6 +247,30 @@ class Service:
             self._store.drawn(wire.decode_payload(payload, tuple[Emission, ...]))
         self._cores.post(target, Received(source, message))
 
+    def joining(self, member: Member, version: int) -> None:
+        """See `team.Owner`."""
+        self.pushes.joining(member, version)
+
+    def lost(self, worker: Address) -> None:
+        """See `team.Owner`."""
+        self.pushes.lost(worker)
+
+    def prepared(self, worker: Address, message: wire.Prepared) -> None:
+        """See `team.Owner`."""
+        self.pushes.prepared(worker, message)
+
+    def weights(self) -> Staged | None:
+        """See `team.Owner`."""
+        return self.pushes.staged
+
+    def tell(self, worker: Address, message: wire.Control) -> None:
+        """See `pushes.Owner`."""
+        self._team.tell(worker, message)
+
+    def tell_router(self, event: Event) -> None:
+        """See `pushes.Owner`."""
+        self._cores.post(ROUTER, event)
+
     # What the cores want
 
     def _carry(self, source: Address, command: Command) -> None:
@@ -262,6 +292,8 @@ class Service:
             case Save() | Load() | Spill() | Drop() | Flushed():
                 assert self._tiers is not None
                 self._tiers.carry(source, command)
+            case Committed() | Completed():
+                self.pushes.said(command)
             case _:
                 raise TypeError(f"the service has no use for {command!r}")
 
@@ -286,6 +318,7 @@ class Service:
             if self._config.listen:
                 raise Overloaded("no worker is here; one has to join")
             raise RequestFailed("no worker is left; the log says why")
+        submission = self._versioned(submission)
         request = submission.request
         stream = self._store.open(submission)
         recorder, failure = self._recorder, None
@@ -305,6 +338,16 @@ class Service:
             self._store.close(request.id)
             if recorder is not None:
                 recorder.ended(request.id, failure, monotonic_ns())
+
+    def _versioned(self, submission: Submission) -> Submission:
+        """Say under which weights it was hashed: while a large one was, they may have changed."""
+        version, payload = self._terms.version, submission.payload
+        if version and payload.root != self._terms.root(submission.salt):
+            version -= 1
+        if not version:
+            return submission
+        request = replace(submission.request, version=version)
+        return replace(submission, request=request, payload=replace(payload, version=version))
 
     def withdraw(self, request: RequestId, choice: int) -> None:
         self._store.withdraw(request, choice)
@@ -355,6 +398,7 @@ class Service:
             },
             blocks_total=sum(sum(core.blocks.blocks) for core in cores),
             blocks_free=sum(sum(core.blocks.available()) for core in cores),
+            weights=self._terms.version,
         )
 
     def _waits_for(self) -> str:

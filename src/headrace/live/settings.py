@@ -8,6 +8,7 @@ from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig, TierConf
 from headrace.types.ids import Address
 from headrace.types.kv import KVSpec
 from headrace.types.messages import InstanceInfo
+from headrace.types.weights import Staged, Tensor
 
 GIB = 2**30
 
@@ -23,6 +24,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     vocabulary: int
     length_max: int
     """Prompt plus new tokens, at most."""
+    tensors: tuple[Tensor, ...] = ()
+    """Of the checkpoint: what a push of new weights must bring."""
 
 
 class PolicySettings(msgspec.Struct, frozen=True):
@@ -142,6 +145,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Admit workers whose arithmetic differs; then equal requests need not give equal tokens."""
     record: RecordSettings | None = None
     """None: nothing is kept."""
+    push_key: str = ""
+    """Who pushes new weights must know it (`--push-key`); empty: nobody may."""
     environment: dict[str, str] = {}
     """Added to the workers' environment."""
     options: dict[str, Any] = {}
@@ -189,3 +194,5 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     journals: str
     """Folder for its core's journal; empty: none is kept."""
     options: dict[str, Any]
+    weights: Staged | None = None
+    """Pushed weights to begin with, in place of the folder's."""

@@ -58,6 +58,15 @@ class Steps(Generic[L]):
     def close(self, key: SequenceKey) -> None:
         self._calls.put(lambda executor: executor.close(key))
 
+    def between(self, call: Callable[[], None], done: Callable[[], None]) -> None:
+        """Behind the plans that are given, before those that come; then `done` is called."""
+
+        def carried(_: Executor) -> None:
+            call()
+            self._tell(done)
+
+        self._calls.put(carried)
+
     def execute(self, plan: StepPlan, layers_done: Callable[[LayersDone], None] | None = None) -> None:
         """`layers_done` hears how far a layered plan has come."""
         if self._ahead is not None:

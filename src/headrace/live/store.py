@@ -6,12 +6,14 @@ does not read holds no more than its own tokens.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from headrace.types.errors import HeadraceError, Overloaded, RequestFailed
 from headrace.types.events import Deliver, Reject
-from headrace.types.ids import RequestId
+from headrace.types.ids import BlockHash, RequestId
 from headrace.types.messages import Start
 from headrace.types.payload import Chunk, Emission, SequencePayload, Submission
 
@@ -32,6 +34,7 @@ class Stream:
 
     def __init__(self, submission: Submission) -> None:
         self.payload = submission.payload
+        self.salt = submission.salt
         self.choices = {i: Choice() for i in range(submission.request.choices)}
         """Those that are unfinished."""
         self._chunks: deque[Chunk] = deque()
@@ -69,9 +72,10 @@ class Stream:
 
 
 class Store:
-    """All streams. `empty` is set while there is none."""
+    """All streams. `empty` is set while there is none. `root`: of hash chains with this cache salt, under the weights of now."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Callable[[str], BlockHash]) -> None:
+        self._root = root
         self.empty = asyncio.Event()
         self.empty.set()
         self._streams: dict[RequestId, Stream] = {}
@@ -100,10 +104,12 @@ class Store:
         if start.key.attempt != choice.attempt:
             choice.attempt = start.key.attempt
             choice.drawn.clear()
+        if start.version > stream.payload.version:
+            stream.payload = replace(stream.payload, root=self._root(stream.salt), version=start.version)
         payload = stream.payload
         assert start.history <= len(choice.sent)
         token_ids = payload.token_ids + choice.sent[: start.history]
-        return SequencePayload(payload.root, token_ids, payload.prompt, payload.sampling)
+        return replace(payload, token_ids=token_ids)
 
     def drawn(self, emissions: tuple[Emission, ...]) -> None:
         """Ids that a worker says it has drawn."""
@@ -127,6 +133,7 @@ class Store:
             logprobs=emission.logprobs,
             finish=command.finish,
             timeline=command.timeline,
+            weights=emission.weights,
         )
         stream.put(chunk)
         return chunk

@@ -43,6 +43,7 @@ from headrace.types.events import DrainAsked, PeerLost, PeerUp
 from headrace.types.ids import Address
 from headrace.types.messages import AnyMessage, Report
 from headrace.types.service import InstanceStatus
+from headrace.types.weights import Staged
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,22 @@ class Owner(Protocol):
 
     def busy(self) -> bool:
         """There is work."""
+        ...
+
+    def joining(self, member: Member, version: int) -> None:
+        """A worker with these weights is about to be welcomed."""
+        ...
+
+    def lost(self, worker: Address) -> None:
+        """A worker that was welcomed has ended."""
+        ...
+
+    def prepared(self, worker: Address, message: wire.Prepared) -> None:
+        """A worker has made new weights ready, or could not."""
+        ...
+
+    def weights(self) -> Staged | None:
+        """What workers that start now begin with; None: their folder's."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -91,7 +108,7 @@ class Team:
     ) -> None:
         """`command` starts a worker of so many threads; `environment` is added to what it has; `keys` are of the door, if there is one."""
         self._config = config
-        self._model = model
+        self._model = replace(model, tensors=())
         self._cores = cores
         self._terms = terms
         self._owner = owner
@@ -158,6 +175,10 @@ class Team:
         """To a worker; dropped if it is not up."""
         self._hub.send(source, target, message, payload)
 
+    def tell(self, worker: Address, message: wire.Control) -> None:
+        """The same, from the hub itself."""
+        self._hub.send(HUB, worker, message)
+
     def kill(self, peer: Address) -> None:
         why = "did not confirm that it stopped writing"
         member = self.members.at(peer)
@@ -175,6 +196,7 @@ class Team:
     def member_lost(self, member: Member) -> None:
         """Its process has ended: nothing that it said is heard from now on, and everybody is told."""
         self._hub.dismiss(member.address)
+        self._owner.lost(member.address)
         self._past = self._past.plus(member.counts)
         member.counts = wire.WorkerCounts()
         self._cores.post_all(PeerLost(member.address, member.info))
@@ -247,11 +269,16 @@ class Team:
             return
         try:
             self._terms.accept(hello)
+            if member.host and hello.version != self._terms.version:
+                raise IncompatiblePeer(
+                    f"the service has pushed weights of version {self._terms.version}, which lie in memory of its own host"
+                )
         except IncompatiblePeer as error:
             self._hub.refuse(source, str(error))
             self.members.refused(member, str(error))
             return
         member.place = hello.place
+        member.info = replace(member.info, version=hello.version)
         self._join(member)
 
     def _join(self, member: Member) -> None:
@@ -265,6 +292,7 @@ class Team:
             self._cores.add_pool(member.info, {m.address: m.info for m in ready})
         self._cores.post_pools(event)
         self._hub.admit(member.address)
+        self._owner.joining(member, member.info.version)
         self._hub.send(HUB, member.address, wire.Welcome(tuple(peers), monotonic_ns()))
         for peer in peers:
             self._hub.send(HUB, peer.address, wire.PeerJoined(newcomer))
@@ -288,6 +316,8 @@ class Team:
             case Report():
                 member.report = message
                 member.counts = wire.decode_payload(payload, wire.WorkerCounts)
+            case wire.Prepared():
+                self._owner.prepared(source, message)
             case _:
                 pass
         if not isinstance(message, wire.Control):
@@ -299,8 +329,10 @@ class Team:
         return self._config_of(address, pool.fd, pool.layout)
 
     def _config_of(self, address: Address, fd: int, layout: PoolLayout) -> WorkerConfig:
-        config = self._config
-        info = self.members.by_name[address.name].info
+        config, info = self._config, self.members.by_name[address.name].info
+        # Pushed weights lie in memory of this host.
+        weights = None if self.members.by_name[address.name].host else self._owner.weights()
+        info = replace(info, version=0 if weights is None else weights.version)
         return WorkerConfig(
             address=address,
             parent=os.getpid(),
@@ -317,6 +349,7 @@ class Team:
             report_ns=config.report_ns,
             journals=self._journals,
             options=config.options,
+            weights=weights,
         )
 
 

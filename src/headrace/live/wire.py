@@ -16,6 +16,7 @@ from headrace.types.kv import KVSpec
 from headrace.types.messages import AnyMessage, InstanceInfo
 from headrace.types.payload import Emission, SequencePayload
 from headrace.types.ranges import RangeCounts
+from headrace.types.weights import Staged
 
 PROTOCOL = 2
 """Counted up when frames or messages change."""
@@ -40,6 +41,8 @@ class Hello(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What is promised in place of equal bits, if it is less."""
     place: Place
     """Of its pool."""
+    version: int = 0
+    """Of its weights."""
 
 
 class Apply(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -149,6 +152,28 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     """The service ends: so does the worker."""
 
 
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """These weights may be used soon: make them ready, and answer `Prepared`."""
+
+    staged: Staged
+
+
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """They are ready, or (without a fingerprint) there is no memory to make them ready before their turn, or they cannot be used."""
+
+    version: int
+    fingerprint: str
+    numerics: str
+    promise: str
+    error: str
+
+
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """This version of the weights is not used after all."""
+
+    version: int
+
+
 class WorkerCounts(msgspec.Struct, frozen=True):
     """Attached to `Report`: counts since the worker's start."""
 
@@ -191,6 +216,9 @@ Control = (
     | Pulse
     | Pong
     | Leave
+    | Prepare
+    | Prepared
+    | Forget
 )
 
 Payload = SequencePayload | tuple[Emission, ...] | WorkerCounts | None

@@ -39,6 +39,7 @@ from headrace.live.drawn import Drawn
 from headrace.live.journal import Header, InstanceSettings, Journal, remake_instance
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.pools import Pool
+from headrace.live.renewal import Prepare, Renewals
 from headrace.live.settings import WorkerConfig
 from headrace.live.steps import Steps
 from headrace.live.swaps import Swaps
@@ -70,6 +71,7 @@ from headrace.types.payload import Emission, SequencePayload
 from headrace.types.plan import StepPlan, StepResult
 from headrace.types.ranges import RangeCounts
 from headrace.types.swaps import SwapIn, SwapOut
+from headrace.types.weights import UseWeights, WeightsReady
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class Loaded:
     """Tell the executor of a plan that waits behind the one that runs. Called on the loop's thread."""
     counts: Callable[[], RangeCounts | None] | None = None
     """What virtual KV ranges did and hold."""
+    prepare: Prepare | None = None
+    """Makes other weights ready; None: they cannot be changed."""
 
 
 MakeExecutor = Callable[[WorkerConfig, list[memoryview]], Loaded]
@@ -157,7 +161,9 @@ def open_kv(
     post: Callable[[Landed | Written], None],
 ) -> KVTransport:
     """On the running loop."""
-    region = engine.register(pool.memory, layout_id(loaded.fingerprint, loaded.spec), pool.fd)
+    # Pushed weights change what KV means, not how it lies: the hash root keeps versions apart.
+    layout = layout_id(config.model.fingerprint, loaded.spec)
+    region = engine.register(pool.memory, layout, pool.fd)
     gathering = GatherSettings() if config.transfer.path == "gather" else None
     turns = asyncio.get_running_loop()
     return KVTransport(engine, region, loaded.spec, pool.layout, post, turns, gathering)
@@ -175,6 +181,7 @@ def greeting(config: WorkerConfig, loaded: Loaded, place: Place) -> wire.Hello:
         numerics=loaded.numerics,
         promise=loaded.promise,
         place=place,
+        version=config.info.version,
     )
 
 
@@ -211,6 +218,7 @@ class Worker:
         self._preemptions = 0
         self._ranges: Callable[[], RangeCounts | None] | None = None
         self._reporting: asyncio.TimerHandle | None = None
+        self._renewals = Renewals(lambda message: self._link.send(HUB, message))
         buffers = self._pool.buffers()
         self._engine = open_engine(config)
         self._transport: KVTransport
@@ -261,6 +269,7 @@ class Worker:
 
     def _loaded(self, loaded: Loaded) -> None:
         self._ranges = loaded.counts
+        self._renewals.prepare = loaded.prepare
         self._transport = open_kv(self._config, self._engine, self._pool, loaded, self._post)
         self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 
@@ -317,8 +326,13 @@ class Worker:
             case wire.Leave():
                 log.info("the service ends, and %s with it", self._config.address)
                 self._end()
+            case wire.Prepare(staged):
+                self._renewals.stage(staged)
+            case wire.Forget(version):
+                self._renewals.drop(version)
             case (
                 wire.Hello()
+                | wire.Prepared()
                 | wire.Pong()
                 | wire.Apply()
                 | wire.Invitation()
@@ -350,6 +364,11 @@ class Worker:
         self._post(StepDone(result))
         self._report_soon()
 
+    def _renewed(self, version: int) -> None:
+        """Steps are computed with these weights from now on."""
+        self._post(WeightsReady(version))
+        self._report_soon()
+
     # What the core wants
 
     def _carry(self, command: Command) -> None:
@@ -363,6 +382,9 @@ class Worker:
                 self._steps.close(key)
                 self._drawn.close(key)
                 self._started.pop(key, None)
+            case UseWeights(version):
+                use = partial(self._renewals.use, version)
+                self._steps.between(use, partial(self._renewed, version))
             case Write():
                 self._transport.write(command)
             case SwapOut() | SwapIn():

@@ -27,3 +27,7 @@ class Overloaded(HeadraceError):
 
 class RequestFailed(HeadraceError):
     """A request ended without a result; the message says why."""
+
+
+class PushRefused(HeadraceError):
+    """New weights cannot be taken, or were not; the old ones serve."""

@@ -53,3 +53,5 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     blocks_total: int
     blocks_free: int
     """Free or evictable, over all pools and groups."""
+    weights: int = 0
+    """Version of the weights with which sequences are started now; 0: what the service began with."""

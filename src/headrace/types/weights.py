@@ -4,6 +4,7 @@ A push gives the service a new version of its weights, counted from 0 (what it w
 """
 
 from enum import Enum
+from typing import Any
 
 import msgspec
 
@@ -82,3 +83,72 @@ class Completed(msgspec.Struct, frozen=True, tag=True):
     """Of the router: every instance has said that it computes with this version, or has ended."""
 
     version: int
+
+
+# A push, from the trainer to the workers
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a checkpoint, by the name it has there."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a tensor lies in staged memory: `nbytes` from `offset` on, row-major. Its slot is its index."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """All tensors of one version, in one memory file of a host."""
+
+    version: int
+    path: str
+    """By which processes of the service's user can open it."""
+    nbytes: int
+    dtype: str
+    """Of all tensors, by the name that `KVSpec` uses."""
+    places: tuple[Place, ...]
+    fingerprint: str
+    """Of names, shapes and content; empty while they arrive."""
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a trainer needs to write a push: the static plan, and the memory."""
+
+    push: int
+    version: int
+    dtype: str
+    places: tuple[Place, ...]
+    target: dict[str, Any]
+    """Descriptor of the staged memory, for the trainer's transfer engine."""
+
+
+class Pushed(msgspec.Struct, frozen=True):
+    """How a push went."""
+
+    version: int
+    fingerprint: str
+    kept: int
+    """Choices that went on with the KV they had,"""
+    recomputed: int
+    """and those whose KV is computed again."""
+    held_ms: float
+    """How long new starts waited."""
+    switched_ms: float
+    """From then until every worker computed with the new weights."""
+
+
+class WeightsStatus(msgspec.Struct, frozen=True):
+    """What the service computes with."""
+
+    version: int
+    fingerprint: str
+    dtype: str
+    tensors: tuple[Tensor, ...]
+    """That a push must bring: those, in any order, and no others."""
