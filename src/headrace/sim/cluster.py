@@ -17,7 +17,7 @@ import numpy as np
 from headrace import registry
 from headrace.engine.policies import EnginePolicies
 from headrace.nodes.instance import Instance
-from headrace.nodes.limits import SECOND, InstanceConfig, RouterConfig, TierConfig
+from headrace.nodes.limits import SECOND, Caching, InstanceConfig, RouterConfig, TierConfig
 from headrace.nodes.pool import PoolCore
 from headrace.nodes.router import Router
 from headrace.ports import Core
@@ -339,14 +339,16 @@ class _Maker:
         if cluster.slowdown is not None:
             self._hosts = {m.place[0]: Host(cluster.slowdown) for m in cluster.members}
         self._placement = self._load("cluster.placement")
+        returns = cluster.instance.caching is Caching.RETURN
         self._config = msgspec.structs.replace(
             cluster.instance,
-            repeats_max=1 if every_step else REPEATS_MAX,
+            # What returns takes blocks at moments that skipped steps would shift: then each step is run.
+            repeats_max=1 if every_step or returns else REPEATS_MAX,
             overheard=self._placement.reads_prefixes,
         )
         self._roles = self._load("cluster.roles")
         self._rebalance = self._load("cluster.rebalance")
-        self._wide = self._rebalance is not None or self._placement.reads_prefixes
+        self._wide = returns or self._rebalance is not None or self._placement.reads_prefixes
         controls = (self._roles, self._rebalance)
         self.reports = self._placement.reads_reports or any(policy is not None for policy in controls)
 
@@ -397,7 +399,7 @@ class _Maker:
 
     def acquainted(self, worker: Worker, node: Node) -> bool:
         """Who deals with whom beyond what messages say: the router with all, those of one pool with each other, and all instances where
-        sequences move or prefixes are fetched."""
+        sequences move, or prefixes are fetched or returned."""
         if isinstance(node, Worker):
             return self._wide or node.info.pool == worker.info.pool
         return node.address in (ROUTER, worker.info.pool_address)
