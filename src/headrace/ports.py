@@ -53,6 +53,24 @@ class Executor(Protocol):
         ...
 
 
+class HolderLost(Exception):
+    """A peer that lends memory is gone, or did not answer in time."""
+
+
+class Answer(Protocol):
+    def wait(self) -> memoryview:
+        """What the holder says, writable. Raises HolderLost."""
+        ...
+
+
+class Partials(Protocol):
+    """Asks holders for partial results. One question at a time may be open with each."""
+
+    def ask(self, holder: Address, query: Sequence[memoryview]) -> Answer:
+        """Send a query, in parts. Raises HolderLost."""
+        ...
+
+
 class Transport(Protocol):
     """Moves blocks into a peer's pool: reliable, unordered, never doubled."""
 

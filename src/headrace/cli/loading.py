@@ -6,6 +6,7 @@ from pathlib import Path
 
 from headrace.compute import models
 from headrace.compute.checkpoint import Checkpoint
+from headrace.compute.holding import Holding
 from headrace.compute.layers.decoder import Decoder
 from headrace.compute.memory import Memory
 from headrace.compute.memory.paged import PagedMemory
@@ -15,6 +16,7 @@ from headrace.compute.numerics import Numerics, prepare, self_test, torch_infere
 from headrace.compute.ops.backend import describe
 from headrace.compute.runner import Runner
 from headrace.compute.staged import StagedCheckpoint
+from headrace.live.lending import Connections
 from headrace.live.renewal import Renewal
 from headrace.live.settings import SharedPool, WorkerConfig
 from headrace.live.worker import Loaded
@@ -38,6 +40,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
     checkpoint = Checkpoint(folder) if weights is None else StagedCheckpoint(folder, weights)
     decoder, numerics, promise = make(checkpoint)
     pool = config.pool
+    lends = config.instance.lend_share > 0
     runner = Runner(
         decoder,
         spec,
@@ -45,6 +48,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
         eos_token_ids=checkpoint.eos_token_ids,
         threads=config.threads,
         memory=memory_of(config, pool, buffers),
+        partials=Connections(config.secret, config.instance.lend_answer_ns / 1e9) if lends else None,
     )
     runner.version = config.info.version
 
@@ -53,6 +57,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
         number = numerics.id if numerics.invariant else ""
         return Renewal(staged.fingerprint, number, promise, partial(runner.renew, decoder, staged.version))
 
+    holding = Holding(runner.pool, spec.dtype, config.threads)
     return Loaded(
         executor=runner,
         fingerprint=checkpoint.fingerprint(),
@@ -63,6 +68,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
         prepare=renewal,
         ahead=runner.ahead,
         counts=runner.counts,
+        answer=holding.answer,
     )
 
 

@@ -155,6 +155,14 @@ class DeploymentOptions(ModelOptions):
 class EngineOptions(DeploymentOptions):
     """What every command that runs a model can be told."""
 
+    lend_kv: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of its pool a worker lends to others for contexts longer than theirs "
+        "(with --separate-pools)",
+    )
+
     threads: int = Field(0, ge=0, description="CPU threads of each worker; 0: the cores, shared out")
     transport: str = transferring.TRANSPORT
     transfer_path: transferring.TransferPath = transferring.TRANSFER_PATH

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from headrace.cli.options import (
     DeploymentOptions,
@@ -36,7 +37,7 @@ from headrace.live.settings import (
     WorkerSettings,
     lease_blocks,
 )
-from headrace.nodes.limits import Caching, InstanceConfig, RouterConfig, Stream
+from headrace.nodes.limits import PARTITION, Caching, InstanceConfig, RouterConfig, Stream
 from headrace.types.errors import CheckpointError, ConfigError
 from headrace.types.kv import KVSpec, Layout
 from headrace.types.weights import Tensor
@@ -138,12 +139,38 @@ def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:
     if options.kv_memory == "auto":
         return max(sequence, min(SEQUENCES_AUTO * sequence, int(available_bytes() * SHARE_AUTO) // pools))
     asked = parse_size(options.kv_memory)
-    if asked < sequence:
+    held, lent = asked, ""
+    if isinstance(options, EngineOptions) and options.lend_kv:
+        held, lent = lent_bytes(options, found, pools, asked), f", with what {pools - 1} peers lend,"
+    if held < sequence:
         raise ConfigError(
-            f"--kv-memory {options.kv_memory} holds less than one sequence of {found.length_max} tokens, which takes "
+            f"--kv-memory {options.kv_memory}{lent} holds less than one sequence of {found.length_max} tokens, which takes "
             f"{sequence / 2**20:.1f} MiB; give more, or lower --max-model-len"
         )
     return asked
+
+
+def lent_bytes(options: EngineOptions, found: Probe, pools: int, each: int) -> int:
+    """How much of one sequence a pool of so many bytes and what the others lend hold. Raises ConfigError if they cannot lend."""
+    spec = found.spec
+    partition = sum(spec.block_bytes(g) for g in range(len(spec.groups))) * (PARTITION // spec.block_size)
+    if not options.separate_pools or pools < 2:
+        raise ConfigError(
+            "--lend-kv is between workers with a pool each: give --separate-pools and at least two workers"
+        )
+    if options.memory == "virtual":
+        raise ConfigError("--lend-kv: with --memory virtual all of a sequence is in one place; use paged")
+    if any(g.window for g in spec.groups) or PARTITION % spec.block_size:
+        raise ConfigError(
+            f"--lend-kv is for models without window attention, and a --block-size that divides {PARTITION}"
+        )
+    least = 2 * partition + 2 * options.max_num_batched_tokens * partition // PARTITION
+    if each < least:
+        raise ConfigError(
+            f"--kv-memory {options.kv_memory} is too little to borrow more: with --max-num-batched-tokens "
+            f"{options.max_num_batched_tokens} a worker needs {least / 2**20:.1f} MiB of its own"
+        )
+    return each + (pools - 1) * (int(options.lend_kv * each) // partition * partition)
 
 
 def service_config(
@@ -178,7 +205,10 @@ def service_config(
         roles=None if options.roles is None else _policy(options.roles),
         rebalance=None if options.rebalance is None else _policy(options.rebalance),
         eviction=_policy(options.evict),
-        instance=instance_config(options, found.spec, blocks, sharers=max(1, len(team) // pools)),
+        instance=replace(
+            instance_config(options, found.spec, blocks, sharers=max(1, len(team) // pools)),
+            lend_share=options.lend_kv,
+        ),
         router=RouterConfig(choices_max=choices_max),
         transfer=transfer_settings(options, listens(options)),
         threads=threads(options, len(team)),

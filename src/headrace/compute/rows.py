@@ -10,7 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.compute.distant import Distant, Tables
+from headrace.compute.distant import Span as DistantSpan
 from headrace.compute.layers.batch import Batch, GroupKV
+from headrace.compute.ops.partial import PARTITION
+from headrace.ports import Partials
+from headrace.types.ids import Address
 from headrace.types.kv import KVSpec, TableRun
 
 Span = tuple[int, int, int]
@@ -27,6 +32,8 @@ class Rows:
         self._tables = [np.zeros((0, spec.blocks_for(length)), dtype=np.int32) for _ in spec.groups]
         self._table_tensors: list[Tensor] = []
         self._free: list[int] = []
+        self._away: dict[int, Tables] = {}
+        """By row: what of a sequence is elsewhere."""
         self._grow(rows)
 
     def acquire(self, token_ids: Sequence[int], row: int | None = None) -> int:
@@ -43,6 +50,7 @@ class Rows:
         return row
 
     def release(self, row: int) -> None:
+        self._away.pop(row, None)
         self._free.append(row)
 
     def put(self, row: int, position: int, token_id: int) -> None:
@@ -56,8 +64,28 @@ class Rows:
                 run.first, run.first + run.count
             )
 
+    def move_out(self, row: int, holder: Address, runs: Sequence[TableRun]) -> None:
+        """These blocks are a peer's from now on: whole partitions. Raises ValueError if they are not."""
+        each = PARTITION // self._spec.block_size
+        away = self._away.setdefault(row, {}).setdefault(holder, [{} for _ in self._spec.groups])
+        for group, (table, held) in enumerate(zip(self._tables, away, strict=True)):
+            mine = sorted(run for run in runs if run.group == group)
+            at = [run.at + i for run in mine for i in range(run.count)]
+            there = [run.first + i for run in mine for i in range(run.count)]
+            starts = at[::each]
+            if at != [start + i for start in starts for i in range(each)] or any(s % each for s in starts):
+                raise ValueError(f"what {holder} has is not of whole partitions of {PARTITION} tokens")
+            table[row, at] = -1
+            for i, start in enumerate(starts):
+                held[start // each] = there[i * each : (i + 1) * each]
+
     def batch(
-        self, spans: Sequence[Span], wanted: Sequence[bool], pool: Sequence[Tensor], threads: int
+        self,
+        spans: Sequence[Span],
+        wanted: Sequence[bool],
+        pool: Sequence[Tensor],
+        threads: int,
+        partials: Partials | None = None,
     ) -> Batch:
         """All tokens of `spans`, in order; `wanted`: of which spans the last token's logits are asked for.
 
@@ -69,6 +97,7 @@ class Rows:
         positions = np.arange(ends[-1], dtype=np.int32) + (first - (ends - count)).repeat(count)
         logical, offsets = np.divmod(positions, np.int32(self._spec.block_size))
         blocks = [table[rows, logical] for table in self._tables]
+        distant = self._distant(spans, ends.tolist(), partials) if self._away else None
         if any((b < 0).any() for b in blocks):
             raise ValueError("a plan computes a token for which its sequence has no block")
         return Batch(
@@ -82,7 +111,25 @@ class Rows:
                 for kv, table, b in zip(pool, self._table_tensors, blocks, strict=True)
             ),
             threads=threads,
+            distant=distant,
         )
+
+    def _distant(
+        self, spans: Sequence[Span], ends: Sequence[int], partials: Partials | None
+    ) -> Distant | None:
+        """Which of the spans need what is elsewhere."""
+        found: list[DistantSpan] = []
+        for (row, first, count), end in zip(spans, ends, strict=True):
+            tables = self._away.get(row)
+            if tables is None:
+                continue
+            away = sorted(p for held in tables.values() for p in held[0])
+            if away != list(range(len(away))) or first < len(away) * PARTITION:
+                raise ValueError(f"partitions {away} are elsewhere, and token {first} is to be computed")
+            found.append(DistantSpan(row, end - count, count, tables, len(away)))
+        if found and partials is None:
+            raise ValueError("a sequence has KV elsewhere, and there is no way to ask for it")
+        return Distant(found, partials) if found and partials is not None else None
 
     def _grow(self, more: int) -> None:
         held = len(self._ids)

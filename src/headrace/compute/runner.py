@@ -7,10 +7,11 @@ Life of a sequence here:
    made before that was known, still ask of it is discarded.
 4. `ends` takes the row away: the sequence is over, or preempted (then back to 2).
 5. `close` forgets it.
-A sequence that cannot go on (a bad id, logits that are not numbers) fails alone, by `Output.error`.
+A sequence that cannot go on (a bad id, logits that are not numbers) fails alone, by `Output.error`. One whose KV lies partly
+with a peer that does not answer is lost, by `Output.lost`, until `ends` and `starts` name it again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
 
@@ -21,6 +22,7 @@ from headrace.compute.memory import Memory
 from headrace.compute.memory.paged import PagedMemory
 from headrace.compute.rows import Rows, Span
 from headrace.compute.sampling import Logits, Sampler
+from headrace.ports import Partials
 from headrace.types.hashing import block_hash
 from headrace.types.ids import BlockHash, SequenceKey, StepId
 from headrace.types.kv import KVSpec
@@ -43,6 +45,8 @@ class Resident:
     """None: its parameters are wrong, see `error`."""
     error: str = ""
     finished: bool = False
+    lost: bool = False
+    """A holder of its KV did not answer: nothing comes of it until it starts anew."""
     row: int | None = None
     chain: list[BlockHash] = field(default_factory=list)
     """Hashes of its leading full blocks, as far as they were needed."""
@@ -75,10 +79,11 @@ class Runner:
         threads: int,
         buffers: Sequence[memoryview] | None = None,
         memory: Memory | None = None,
+        partials: Partials | None = None,
     ):
         """`blocks`: of the pool, per KV group. `buffers`: the pool's memory, see `pool_tensors`.
 
-        `memory`: how attention sees that pool; by default by block tables.
+        `memory`: how attention sees that pool; by default by block tables. `partials`: asks about KV elsewhere.
         """
         self.model = model
         self._memory = memory or PagedMemory(spec, blocks, buffers)
@@ -86,6 +91,7 @@ class Runner:
         self._spec = spec
         self._eos_token_ids = tuple(eos_token_ids)
         self._threads = threads
+        self._partials = partials
         self._rows = Rows(spec, model.length)
         self._residents: dict[SequenceKey, Resident] = {}
         self._last = StepId(0)
@@ -144,12 +150,16 @@ class Runner:
         for growth in plan.growth:
             if (row := self._resident(growth.key).row) is not None:
                 self._rows.extend(row, growth.table)
+        for moved in plan.elsewhere:
+            if (row := self._resident(moved.key).row) is not None:
+                self._rows.move_out(row, moved.holder, moved.table)
         named = [(work, self._resident(work.key)) for work in plan.work]
-        runs = [(span, work.emits) for work, resident in named if (span := self._span(work, resident))]
+        runs = [(work, resident, span) for work, resident in named if (span := self._span(work, resident))]
         logits = self._forward(runs, layers_done if plan.layered else None)
+        drawn = {work.key: next(logits) for work, _, _ in runs if work.emits}
         outputs, emissions = [], []
         for work, resident in named:
-            output, emission = self._conclude(work, resident, logits)
+            output, emission = self._conclude(work, resident, drawn)
             outputs.append(output)
             emissions.extend([emission] if emission else [])
         self._last = plan.step
@@ -202,11 +212,12 @@ class Runner:
         if resident.row is not None:
             self._rows.release(resident.row)
             resident.row = None
+        resident.lost = False
 
     def _span(self, work: Work, resident: Resident) -> Span | None:
         """What is to be computed; None if the sequence has failed or finished."""
         until, known = work.first + work.count, len(resident.ids)
-        if resident.finished or resident.error:
+        if resident.finished or resident.error or resident.lost:
             return None
         if resident.row is None or until > known or (work.emits and until != known):
             raise ValueError(f"{work} contradicts {known} known tokens, row {resident.row}")
@@ -216,18 +227,25 @@ class Runner:
         return resident.row, work.first, work.count
 
     def _forward(
-        self, runs: Sequence[tuple[Span, bool]], layers_done: Callable[[int], None] | None
+        self, runs: Sequence[tuple[Work, Resident, Span]], layers_done: Callable[[int], None] | None
     ) -> Iterator[Logits]:
         """Logits of the last token of every span that emits, in order."""
         if not runs:
             return iter(())
-        spans, emits = zip(*runs, strict=True)
-        batch = self._memory.view(self._rows.batch(spans, emits, self.pool, self._threads))
-        return iter(self.model.forward(batch, layers_done).numpy())
+        spans, emits = [span for _, _, span in runs], [work.emits for work, _, _ in runs]
+        batch = self._rows.batch(spans, emits, self.pool, self._threads, self._partials)
+        batch = self._memory.view(batch)
+        logits = self.model.forward(batch, layers_done).numpy()
+        if batch.distant is not None:
+            for _, resident, (row, _, _) in runs:
+                resident.lost = resident.lost or row in batch.distant.lost
+        return iter(logits)
 
     def _conclude(
-        self, work: Work, resident: Resident, logits: Iterator[Logits]
+        self, work: Work, resident: Resident, logits: Mapping[SequenceKey, Logits]
     ) -> tuple[Output, Emission | None]:
+        if resident.lost:
+            return Output(work.key, 0, lost=True), None
         if resident.error:
             return Output(work.key, 0, error=resident.error), None
         if resident.finished:
@@ -237,7 +255,7 @@ class Runner:
             return Output(work.key, 0, hashes), None
         assert resident.sampler is not None and resident.row is not None
         try:
-            token = resident.sampler.sample(next(logits))
+            token = resident.sampler.sample(logits[work.key])
         except FloatingPointError as wrong:
             resident.error = f"the model's output is not a distribution: {wrong}"
             return Output(work.key, 0, error=resident.error), None

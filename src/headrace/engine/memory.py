@@ -5,6 +5,8 @@ kept in hand (low water), and what exceeds four times that goes back (high water
 is kept.
 """
 
+from collections.abc import Iterable
+
 from headrace.engine.sequence import Sequence
 from headrace.kv.pool import first_block_needed
 from headrace.kv.segments import Segments
@@ -67,6 +69,8 @@ class Memory:
         if sequence.role is Role.DECODE:
             return self.missing(sequence, sequence.total)
         near = self.missing(sequence, min(sequence.total, max(sequence.scheduled, sequence.kept) + chunk))
+        if sequence.long:
+            return near
         whole = self.missing(sequence, sequence.total)
         return [
             w if g.kind is GroupKind.FULL else n
@@ -178,6 +182,21 @@ class Memory:
             kept = min(spare.total, self._kept(need))
             room.append(kept - (low if free or kept < spare.total else 0))
         return min(room)
+
+    def lend(self, sequence: Sequence, at: int, count: int) -> list[TableRun]:
+        """The sequence's next leading blocks are to be elsewhere: take them out of its tables. The caller puts them back in hand."""
+        runs: list[TableRun] = []
+        for group, table in enumerate(sequence.tables):
+            assert sequence.trimmed[group] == at and not sequence.published[group]
+            runs += table_runs(group, at, table[at : at + count])
+            table[at : at + count] = [-1] * count
+            sequence.trimmed[group] = at + count
+        return runs
+
+    def put_back(self, runs: Iterable[TableRun]) -> None:
+        """These are of no use to anybody any more."""
+        for run in runs:
+            self.spare[run.group].add(run.first, run.count)
 
     # The lease
 

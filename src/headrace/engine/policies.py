@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from headrace.engine.memory import Memory
 from headrace.engine.sequence import Sequence
 
 FOREVER = 2**31
@@ -57,6 +58,27 @@ class AdmissionView:
     """New tokens of the sequences that ended here, the newest last, at most `FINISHED_MAX`."""
     steps: int
     """Plans made so far: with the sequence's key it keys a draw."""
+
+    @classmethod
+    def of(
+        cls,
+        memory: Memory,
+        blocks_needed: list[int],
+        running: list[Sequence],
+        receiving: list[Sequence],
+        finished: collections.abc.Sequence[int],
+        steps: int,
+    ) -> "AdmissionView":
+        return cls(
+            running=running,
+            blocks_free=[s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True)],
+            blocks_total=memory.blocks_total,
+            blocks_needed=blocks_needed,
+            block_size=memory.spec.block_size,
+            receiving=receiving,
+            finished=finished,
+            steps=steps,
+        )
 
 
 class Batching(Protocol):

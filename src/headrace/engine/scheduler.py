@@ -16,7 +16,7 @@ from headrace.engine.wishes import Wishes
 from headrace.types.ids import SequenceKey, StepId
 from headrace.types.kv import table_runs
 from headrace.types.messages import Report, Role
-from headrace.types.plan import Growth, SequenceStart, StepPlan, StepResult, Work
+from headrace.types.plan import Elsewhere, Growth, SequenceStart, StepPlan, StepResult, Work
 
 MATCHES_AHEAD = 16
 """Prefix look-ups asked for before their sequence can start: hides the round trip, and bounds what waiting sequences lock."""
@@ -81,6 +81,7 @@ class Scheduler:
         """Queue and running set are in order, and ranks do not change by themselves."""
         self._ends: list[SequenceKey] = []
         self._growth: list[Growth] = []
+        self._elsewhere: list[Elsewhere] = []
 
     def report(self, now_ns: int, held: int, sending: int, draining: bool) -> Report:
         """The counts that others may know. `held` sequences are not in any of its lists."""
@@ -170,11 +171,17 @@ class Scheduler:
     def leave(self, sequence: Sequence, *, closes: bool) -> None:
         """No plan names it for now: the next one tells the executor to drop its table, unless `closes` (then `Close` tells it)."""
         self._growth = [g for g in self._growth if g.key != sequence.key]
+        self._elsewhere = [e for e in self._elsewhere if e.key != sequence.key]
         if closes:
             self._ends = [key for key in self._ends if key != sequence.key]
         elif sequence.started:
             self._ends.append(sequence.key)
         sequence.started = False
+
+    def move_out(self, elsewhere: Elsewhere) -> None:
+        """The next plan says that these blocks are read at a holder."""
+        self.changed = True
+        self._elsewhere.append(elsewhere)
 
     def requeue(self, sequence: Sequence) -> None:
         """Start over after preemption; its blocks are freed already."""
@@ -263,8 +270,10 @@ class Scheduler:
         if self._sorted:
             return
         rank = self.policies.ordering.rank
-        self.waiting.sort(key=lambda s: rank(s, moment))
-        self.running.sort(key=lambda s: rank(s, moment))
+        # Where memory is borrowed age decides, on all instances alike (see `nodes.lending`).
+        aged = any(s.long for s in self.waiting) or any(s.long for s in self.running)
+        for queue in (self.waiting, self.running):
+            queue.sort(key=lambda s: s.age if aged else rank(s, moment))
 
     def _view(self, moment: Moment, lacking: dict[SequenceKey, list[int]]) -> StepView:
         decodes: list[Sequence] = []
@@ -353,10 +362,14 @@ class Scheduler:
         for sequence in self.waiting[: max(0, room)]:
             if sequence.status is not Status.MATCHED:
                 break
+            if sequence.long and any(s.long for s in self.running):
+                # One at a time, or they would stop each other in turn.
+                continue
             missing = self.memory.missing_at_start(sequence, self._tokens_max)
-            view = self._admission_view(missing)
+            receiving = self.receiving + self.loading
+            view = AdmissionView.of(self.memory, missing, self.running, receiving, self.finished, self.steps)
             fits = all(n <= f for n, f in zip(missing, view.blocks_free, strict=True))
-            if fits and not self.policies.admission.admit(view, sequence):
+            if fits and not sequence.long and not self.policies.admission.admit(view, sequence):
                 self.refused = True
                 break
             if not self.memory.covers(missing):
@@ -414,19 +427,6 @@ class Scheduler:
                 sequence.status = Status.MATCHING
                 self.wishes.match.append(sequence)
 
-    def _admission_view(self, missing: list[int]) -> AdmissionView:
-        memory = self.memory
-        return AdmissionView(
-            running=self.running,
-            blocks_free=[s.total + f for s, f in zip(memory.spare, memory.pool_free, strict=True)],
-            blocks_total=memory.blocks_total,
-            blocks_needed=missing,
-            block_size=memory.spec.block_size,
-            receiving=self.receiving + self.loading,
-            finished=self.finished,
-            steps=self.steps,
-        )
-
     # The plan
 
     def _issue(self, work: list[tuple[Sequence, int]], view: StepView, *, lacking: bool) -> StepPlan:
@@ -450,6 +450,7 @@ class Scheduler:
             ends=tuple(self._ends),
             starts=tuple(starts),
             growth=tuple(self._growth),
+            elsewhere=tuple(self._elsewhere),
             work=tuple(items),
             layered=self._layered and any(s.role is Role.PREFILL for s in rows),
             repeat_max=1 if lacking else self._repeats(rows, items, view),
@@ -460,6 +461,7 @@ class Scheduler:
                 self.shares.serve(sequence, count)
         self._ends.clear()
         self._growth.clear()
+        self._elsewhere.clear()
         opened = plan.repeat_max > 1
         self.inflight.append(Issued(plan, rows, open=opened, slack=slack(rows, self.memory) if opened else 0))
         self.changed = False

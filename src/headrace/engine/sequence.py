@@ -92,6 +92,13 @@ class Sequence:
     resumed: int = 0
     """Emitted tokens when it began to run, or to run again."""
     tenant: str = ""
+    long: bool = False
+    """This pool alone cannot hold it: its first partitions go to peers. They are `trimmed`; nothing of it is shared or published."""
+
+    @property
+    def age(self) -> tuple[int, SequenceKey]:
+        """The lowest is the oldest, on all instances alike."""
+        return self.arrival_ns, self.key
 
     @property
     def emit_limit(self) -> int:

@@ -37,6 +37,7 @@ from headrace.live.bus import HUB, Link
 from headrace.live.clock import Clock
 from headrace.live.drawn import Drawn
 from headrace.live.journal import Header, InstanceSettings, Journal, remake_instance
+from headrace.live.lending import Desk
 from headrace.live.loop import CoreLoop, Node
 from headrace.live.pools import Pool
 from headrace.live.renewal import Prepare, Renewals
@@ -97,6 +98,8 @@ class Loaded:
     """What virtual KV ranges did and hold."""
     prepare: Prepare | None = None
     """Makes other weights ready; None: they cannot be changed."""
+    answer: Callable[[memoryview], memoryview] | None = None
+    """Says what peers ask about KV that lies here; may be called on any thread. None: it cannot lend."""
 
 
 MakeExecutor = Callable[[WorkerConfig, list[memoryview]], Loaded]
@@ -270,6 +273,10 @@ class Worker:
     def _loaded(self, loaded: Loaded) -> None:
         self._ranges = loaded.counts
         self._renewals.prepare = loaded.prepare
+        config = self._config
+        if config.instance.lend_share and loaded.answer is not None:
+            # Before anybody hears of this worker.
+            Desk(config.secret, config.address, loaded.answer)
         self._transport = open_kv(self._config, self._engine, self._pool, loaded, self._post)
         self._link.send(HUB, greeting(self._config, loaded, self._transport.place))
 

@@ -22,6 +22,7 @@ from headrace.nodes.fetching import Fetching
 from headrace.nodes.handing import Handing
 from headrace.nodes.leaving import Leaving
 from headrace.nodes.limits import Caching, InstanceConfig, Stream
+from headrace.nodes.loans import Loans
 from headrace.nodes.migrating import Migrating
 from headrace.nodes.parts import Parts
 from headrace.nodes.receiving import Receiving
@@ -48,6 +49,7 @@ from headrace.types.events import (
 )
 from headrace.types.ids import Address, SequenceKey, StepId
 from headrace.types.kv import KVSpec
+from headrace.types.lending import Borrow, CallIn, Holding, Lent, Repay, Unlent
 from headrace.types.messages import (
     Abandon,
     Adopted,
@@ -118,7 +120,10 @@ class Instance:
             self._send,
             self._goes_on,
         )
-        self.leaving = Leaving(parts, self.fetching.dropped, self._closes.append)
+        self.loans = Loans(parts)
+        self.leaving = Leaving(parts, self.fetching.dropped, self.loans.freed, self._closes.append)
+        self._peers: dict[Address, InstanceInfo] = {}
+        self.loans.open(self.leaving, info, self._peers)
         self.standstill = Standstill(self.scheduler, self.sending, config.stuck_ns)
         self.returning = Returning(router, self.memory, self.fetching, self._send, self.leaving.free)
         self.results = Results(parts, self.leaving, self._hold, self.returning.ended)
@@ -139,7 +144,6 @@ class Instance:
         self._info = info
         self._spec = spec
         self._config = config
-        self._peers: dict[Address, InstanceInfo] = {}
         self._lost: dict[str, int] = {}
         """Name -> its highest epoch that has ended."""
         self._draining = False
@@ -161,11 +165,15 @@ class Instance:
                 self._layers_done(step, layers)
             case Landed(slot, weight):
                 self.standstill.moved()
+                if self.loans.lending.landed(slot, weight):
+                    return
                 self.handing.complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
                 key, failed = self.sending.written(write, ok)
                 if self.fetching.is_about(key):
                     self.fetching.written(key, failed)
+                elif self.loans.borrowing.is_about(key):
+                    self.loans.borrowing.written(failed)
                 elif not self.migrating.is_about(key):
                     self.handing.written(key, failed, now_ns)
                 elif failed:
@@ -188,17 +196,20 @@ class Instance:
         self.fetching.expire(now_ns)
         self.leaving.reap()
         self.migrating.settle(now_ns)
+        self.loans.before_plan(now_ns)
         self._plan(now_ns)
         stuck = self.standstill.victim(self.sequences.values(), now_ns)
         if stuck is not None:
             self._send(self._router, Refused(stuck.key, "memory is short"))
             self.leaving.drop(stuck, now_ns)
+        self.loans.borrowing.give_up(now_ns)
         while self.leaving.reap():
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
         self.migrating.check(now_ns)
         self.swapping.settle()
         self.fetching.settle(self._peers, now_ns)
+        self.loans.lending.settle(now_ns)
         self._tell_pool()
         self.sending.tell_quiet()
         self.scheduler.settled()
@@ -213,7 +224,8 @@ class Instance:
 
     def _next_wake_ns(self) -> int:
         """The next timer; 0: none."""
-        due = (self.standstill.due_ns, self.fetching.due_ns(), self.migrating.due_ns())
+        pieces = (self.fetching, self.migrating, self.loans)
+        due = (self.standstill.due_ns, *(piece.due_ns() for piece in pieces))
         first_ns = min((at_ns for at_ns in due if at_ns), default=0)
         if not self._deadlines:
             return first_ns
@@ -233,7 +245,7 @@ class Instance:
     @property
     def idle(self) -> bool:
         """Nothing is held for anyone."""
-        pieces = (self.sending, self.receiving, self.fetching, self.returning, self.swapping)
+        pieces = (self.sending, self.receiving, self.fetching, self.returning, self.swapping, self.loans)
         return not self.sequences and all(piece.idle for piece in pieces)
 
     # Messages
@@ -247,7 +259,7 @@ class Instance:
             case Resume(key):
                 self._resume(key)
             case Drain():
-                self._draining = True
+                self._draining = self.loans.lending.draining = True
             case Switch(version):
                 self.version = version
                 self._out.append(UseWeights(version))
@@ -265,6 +277,7 @@ class Instance:
             case Leased():
                 self.memory.leased(message)
                 self.fetching.leased(self._peers, now_ns)
+                self.loans.lending.leased()
             case Recall(on, force):
                 self.scheduler.recalled(on=on, force=force)
             case Dispatch():
@@ -287,6 +300,8 @@ class Instance:
                 self.handing.complete(self.receiving.tail(message), now_ns)
             case Adopted():
                 self.handing.adopted(message, now_ns)
+            case Borrow() | Lent() | Unlent() | Holding() | Repay() | CallIn():
+                self.loans.heard(source, message, now_ns)
             case _:
                 raise TypeError(f"an instance has no use for {message!r}")
 
@@ -299,7 +314,8 @@ class Instance:
             self._closes.append(Close(key))
             return
         sequence = sequence_from(message, len(self._spec.groups))
-        sequence.caches = self._caches(message.role)
+        sequence.long = not self.loans.fits(message)
+        sequence.caches = self._caches(message.role) and not sequence.long
         self.sequences[key] = sequence
         if self.scheduler.shares is not None:
             self.scheduler.shares.enter(sequence)
@@ -343,13 +359,7 @@ class Instance:
             return Refused(message.key, "queue full")
         if message.source is not None and self._gone(message.source):
             return Failed(message.key, f"{message.source} was lost", retry=True)
-        tokens = message.total + message.emits_max
-        demand = self.memory.demand(tokens, self._config.tokens_max)
-        have = self._info.blocks_total
-        if all(n <= most for n, most in zip(demand, have, strict=True)):
-            return None
-        reason = f"{tokens} tokens need {demand} blocks of KV, the pool has {list(have)}"
-        return Failed(message.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=False)
+        return self.loans.refusal(message)
 
     def _resume(self, key: SequenceKey) -> None:
         sequence = self.sequences.get(key)
@@ -453,6 +463,7 @@ class Instance:
         self._peers.pop(peer, None)
         self.migrating.lost(peer)
         self.fetching.lost(peer)
+        self.loans.lost(peer)
         self.handing.lost(peer, info, now_ns)
 
     # Saying it

@@ -10,13 +10,20 @@ from headrace.types.messages import Failed, Release, Unfenced
 
 
 class Leaving:
-    """`dropped` hears of sequences that are given up before anything else does; `closed` takes the command for the executor."""
+    """`dropped` hears of sequences that are given up before anything else does, `freed` of those whose blocks go; `closed` takes the
+    command for the executor.
+    """
 
     def __init__(
-        self, parts: Parts, dropped: Callable[[Sequence, int], None], closed: Callable[[Close], None]
+        self,
+        parts: Parts,
+        dropped: Callable[[Sequence, int], None],
+        freed: Callable[[Sequence], None],
+        closed: Callable[[Close], None],
     ) -> None:
         self._parts = parts
         self._dropped = dropped
+        self._freed = freed
         self._closed = closed
 
     def drop(self, sequence: Sequence, now_ns: int) -> None:
@@ -73,6 +80,7 @@ class Leaving:
     def free(self, sequence: Sequence) -> None:
         if any(sequence.published):
             self._parts.send(self._parts.pool, Release(sequence.key))
+        self._freed(sequence)
         self._parts.memory.ask_again()
         self._parts.memory.free(sequence)
 

@@ -6,6 +6,9 @@ import msgspec
 
 SECOND = 1_000_000_000
 
+PARTITION = 1024
+"""Tokens: attention over fewer is never divided (see docs/decisions/0004)."""
+
 
 class Stream(Enum):
     """In what pieces a prompt's KV leaves for its decode instance."""
@@ -68,6 +71,20 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A sequence that moves leaves the batch when no more blocks than these are left to send,"""
     move_stages_max: int = 3
     """or after so many stages in which it ran on."""
+    lend_share: float = 0.0
+    """Of its pool an instance lends so much to peers whose sequences are too long for theirs. 0: none lends, and none borrows."""
+    lend_ns: int = 5 * SECOND
+    """A partition has so long to reach its holder; then another one is asked."""
+    lend_retry_ns: int = SECOND // 20
+    """A peer that would not lend is asked again after this."""
+    lend_wait_ns: int = 30 * SECOND
+    """A sequence that stands still for want of memory to borrow is given up after this."""
+    lend_answer_ns: int = 10 * SECOND
+    """A holder has so long for each piece of an answer; then the sequences that need it start over."""
+    lend_blocks_step: int = 1
+    """Blocks written to a holder per step, while steps go on (Infinite-LLM: more than 16 tokens cannot be hidden)."""
+    partition_tokens: int = PARTITION
+    """What is lent at once: the attention kernels cut there. Other values are for executors that compute nothing."""
     fence_ns: int = 5 * SECOND
     """A source has so long to confirm that it writes no more; then its end is asked for."""
     stuck_ns: int = SECOND

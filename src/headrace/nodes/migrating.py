@@ -159,7 +159,7 @@ class Migrating:
     def _is_able(self, sequence: Sequence) -> bool:
         decodes = sequence.role is Role.WHOLE and sequence.emitted > 0 and not sequence.prefilling
         goes_on = sequence.emitted + sequence.pending < sequence.emits_max
-        return decodes and goes_on and sequence.key not in self._sending
+        return decodes and goes_on and sequence.key not in self._sending and not sequence.long
 
     def _stage(self, departure: Departure, session: Outgoing) -> None:
         """Send what is full, or ask for room, or let the sequence leave the batch."""

@@ -73,6 +73,17 @@ class Receiving:
         self._sessions[key] = Incoming(sequence, source, slot, shared=False, errand=True)
         return slot
 
+    def open(self, key: SequenceKey, blocks: int) -> Slot:
+        """A slot for so many blocks of every group, of no sequence here. Counted by `count`, closed by `shut`."""
+        return self._expectations.open(key, blocks * sum(self._layers))
+
+    def count(self, slot: Slot, weight: int) -> bool:
+        """True if that was all."""
+        return self._expectations.land(slot, weight).complete
+
+    def shut(self, slot: Slot) -> None:
+        self._expectations.close(slot)
+
     def found(self, message: Found) -> Incoming | None:
         """The last piece of an errand."""
         if not self.takes(message.key, message.slot):

@@ -47,6 +47,10 @@ class Results:
             sequence.pending -= repeats * work.emits
             if sequence.ends or output.discarded:
                 continue
+            if output.lost:
+                # Others may have what it lacks, or the same holder next time: it starts over.
+                self._parts.scheduler.stop(sequence, ends=False)
+                continue
             if output.error:
                 self._leaving.fail(sequence, output.error, now_ns, retry=False)
                 continue

@@ -7,9 +7,14 @@ from headrace.engine.sequence import Sequence, Status
 from headrace.nodes.limits import Stream
 from headrace.transfer.source import Outgoing
 from headrace.types.events import Command, Send
-from headrace.types.ids import Address, SequenceKey, Slot, WriteId
-from headrace.types.kv import KVSpec
+from headrace.types.ids import Address, RequestId, SequenceKey, Slot, WriteId
+from headrace.types.kv import KVSpec, TableRun
 from headrace.types.messages import Abandon, Dispatch, Fenced, Handover, InstanceInfo, Quiet, Role, Tail
+
+
+def loan_key(key: SequenceKey) -> SequenceKey:
+    """The key under which a sequence's blocks are written to a peer that lends: none that a sequence or an errand has."""
+    return SequenceKey(RequestId(-1 - key.request), key.choice, key.attempt)
 
 
 class Sending:
@@ -47,8 +52,7 @@ class Sending:
 
     def busy(self, key: SequenceKey) -> bool:
         """Writes from this sequence's blocks are in flight."""
-        session = self._sessions.get(key)
-        return session is not None and not session.quiet
+        return any(not self._sessions[k].quiet for k in (key, loan_key(key)) if k in self._sessions)
 
     # Sessions
 
@@ -85,10 +89,17 @@ class Sending:
         session.drop_rest()
         return session
 
+    def lend(self, target: Address, key: SequenceKey, slot: Slot, table: tuple[TableRun, ...]) -> Outgoing:
+        """Blocks of this sequence, which runs on here, are to go to a peer that lends memory: see `push`."""
+        dispatch = Dispatch(loan_key(key), slot, table, shared=False, expected=0)
+        assert dispatch.key not in self._sessions
+        session = self._sessions[dispatch.key] = Outgoing(dispatch, target, self._spec, moving=True)
+        return session
+
     def push(self, sequence: Sequence, session: Outgoing, ready: int, layers: int | None = None) -> None:
         """Send what is wanted of the logical blocks before `ready`: of the model's first `layers` layers, or (None) of all."""
         for write in session.advance(sequence.tables, ready, self._next_write, layers):
-            self._writes[write.write] = sequence.key
+            self._writes[write.write] = session.dispatch.key
             self._out(write)
 
     def keep(self, key: SequenceKey) -> None:

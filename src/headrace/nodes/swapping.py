@@ -113,7 +113,8 @@ class Swapping:
             if used or sequence.ends or key in self._decided:
                 continue
             self._decided[key] = None
-            if self._policy.fate(sequence) is Fate.SWAP and sequence.computed > 0:
+            # What lies with peers is not to be had for a copy.
+            if self._policy.fate(sequence) is Fate.SWAP and sequence.computed > 0 and not sequence.long:
                 self._save(sequence)
             elif self._reuse:
                 self._fall_back(sequence)

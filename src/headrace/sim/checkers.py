@@ -45,6 +45,7 @@ class Checker:
             assert isinstance(pool.state, PoolCore)
             check_lease(node, pool.state.blocks)
             check_host(node)
+            check_loans(self._shell)
             for command in commands:
                 if isinstance(command, Execute):
                     check_work(self._shell, node, command.plan)
@@ -107,6 +108,8 @@ def check_lease(worker: ContentWorker, pool: BlockPool) -> None:
     for sequence in instance.sequences.values():
         for run in instance.memory.private(sequence):
             held[run.group].append((run.first, run.count))
+    for run in instance.loans.runs():
+        held[run.group].append((run.first, run.count))
     for group, segments in enumerate(lease):
         # A bit for each block that is leased and not in the instance's books so far.
         free = 0
@@ -138,6 +141,29 @@ def check_host(worker: ContentWorker) -> None:
             raise Violation(
                 f"{worker.address}: {sequence.key} waits for {sequence.kept} tokens that are not in host memory"
             )
+
+
+def check_loans(shell: Shell) -> None:
+    """What a plan in flight reads at a holder is lent to its owner by that holder, and to nobody else."""
+    owners: dict[tuple[Address, int, int], Address] = {}
+    for worker in shell.workers.values():
+        if not worker.alive:
+            continue
+        for moved in worker.reads():
+            holder = shell.workers[moved.holder]
+            if not holder.alive:
+                continue
+            assert isinstance(holder.state, Instance)
+            lent = [0] * len(worker.memory.groups)
+            for run in holder.state.loans.lending.lent_to(worker.address):
+                lent[run.group] |= _bits(run.first, run.count)
+            for run in moved.table:
+                bits = _bits(run.first, run.count)
+                if lent[run.group] & bits != bits:
+                    raise Violation(f"{holder.address} has freed {run}, which {worker.address} reads")
+                owner = owners.setdefault((moved.holder, run.group, run.first), worker.address)
+                if owner != worker.address:
+                    raise Violation(f"block {run.first} of {moved.holder} is lent to {owner}, too")
 
 
 def _bits(first: int, size: int) -> int:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from headrace.sim.memory import MASK, Memory, audit, draw, extend, finish_of, salts, seen_from
 from headrace.types.hashing import block_hash
-from headrace.types.ids import BlockHash, RequestId, SequenceKey, StepId
-from headrace.types.kv import TableRun
+from headrace.types.ids import Address, BlockHash, RequestId, SequenceKey, StepId
+from headrace.types.kv import TableRun, table_runs
 from headrace.types.payload import Emission, SamplingParams, SequencePayload
-from headrace.types.plan import Output, SequenceStart, StepPlan, StepResult, Work
+from headrace.types.plan import Elsewhere, Output, SequenceStart, StepPlan, StepResult, Work
 from headrace.types.request import FinishReason
 
 Stored = tuple[int, list[int], int, "array[int]"]
@@ -40,6 +40,10 @@ class Opened:
     finished: bool = False
     weights: dict[int, int] = field(default_factory=dict[int, int])
     """The newest version that had part in a token, by its index among the new ones."""
+    elsewhere: dict[Address, list[list[int]]] = field(default_factory=dict[Address, list[list[int]]])
+    """By holder: its blocks for this sequence, by group and logical block; -1 where it has none."""
+    lost: bool = False
+    """A holder was not there: nothing comes of it until it starts over."""
 
 
 @dataclass(slots=True)
@@ -55,8 +59,15 @@ class Step:
 class ContentExecutor:
     """Implements `ports.Executor`; a shell with virtual time calls `begin` and `end` in place of `execute`."""
 
-    def __init__(self, memory: Memory, broken: dict[RequestId, int] | None = None) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        broken: dict[RequestId, int] | None = None,
+        holder: Callable[[Address], Memory | None] = lambda _: None,
+    ) -> None:
+        """`holder`: the memory of a peer that lends, if it answers."""
         self.memory = memory
+        self._holder = holder
         self.broken = broken or {}
         """Requests that cannot be computed beyond so many tokens."""
         self.last = StepId(0)
@@ -116,13 +127,15 @@ class ContentExecutor:
         self.last = plan.step
         for key in plan.ends:
             if key in self.opened:
-                self.opened[key].tables = None
+                self._end(self.opened[key])
         for start in plan.starts:
             self._start(start)
         for growth in plan.growth:
             tables = self.opened[growth.key].tables
             assert tables is not None, f"{growth.key} grows before it starts"
             _place(tables, growth.table)
+        for moved in plan.elsewhere:
+            self._move_out(self.opened[moved.key], moved)
         step = Step(plan)
         for work in plan.work:
             self._work(step, work)
@@ -147,6 +160,51 @@ class ContentExecutor:
         for group, table, first, tags in step.stored[: int(len(step.stored) * share)]:
             self.memory.write(group, table, first, tags, version=self.version)
 
+    def _end(self, sequence: Opened) -> None:
+        sequence.tables, sequence.lost = None, False
+        sequence.elsewhere.clear()
+
+    def _move_out(self, sequence: Opened, moved: Elsewhere) -> None:
+        assert sequence.tables is not None, f"{moved.key} has no blocks"
+        there = sequence.elsewhere.setdefault(moved.holder, [[] for _ in self.memory.groups])
+        _place(there, moved.table)
+        for run in moved.table:
+            sequence.tables[run.group][run.at : run.at + run.count] = [-1] * run.count
+
+    def elsewhere(self) -> list[Elsewhere]:
+        """All that it knows to be at holders."""
+        return [
+            Elsewhere(key, holder, tuple(run for g, t in enumerate(tables) for run in table_runs(g, 0, t)))
+            for key, sequence in self.opened.items()
+            for holder, tables in sequence.elsewhere.items()
+        ]
+
+    def _read(
+        self, sequence: Opened, group: int, first: int, count: int
+    ) -> "tuple[array[int], bytearray] | None":
+        """Tags and their versions, here and at holders; None if one of these is not there."""
+        assert sequence.tables is not None
+        if not sequence.elsewhere:
+            table = sequence.tables[group]
+            tags = self.memory.read(group, table, first, count)
+            return tags, self.memory.read_versions(group, table, first, count)
+        size = self.memory.spec.block_size
+        tags, versions = array("Q"), bytearray()
+        for at in range(first // size, -(-(first + count) // size)):
+            places = [
+                (self._holder(h), t[group][at]) for h, t in sequence.elsewhere.items() if at < len(t[group])
+            ]
+            places.append((self.memory, sequence.tables[group][at]))
+            places = [place for place in places if place[1] >= 0]
+            assert len(places) == 1, f"logical block {at} is in {len(places)} places"
+            memory, block = places[0]
+            if memory is None:
+                return None
+            low, high = max(first, at * size), min(first + count, (at + 1) * size)
+            tags += memory.read(group, [block], low - at * size, high - low)
+            versions += memory.read_versions(group, [block], low - at * size, high - low)
+        return tags, versions
+
     def _start(self, start: SequenceStart) -> None:
         sequence = self.opened[start.key]
         assert sequence.tables is None, f"{start.key} starts twice"
@@ -163,6 +221,9 @@ class ContentExecutor:
         sequence = self.opened[work.key]
         tables = sequence.tables
         assert tables is not None, f"{work.key} is worked on before it starts"
+        if sequence.lost:
+            step.outputs.append(Output(work.key, 0, lost=True))
+            return
         if sequence.finished:
             self._scribble(step, tables, work)
             step.outputs.append(Output(work.key, 0, discarded=True))
@@ -179,8 +240,12 @@ class ContentExecutor:
         newest = self.version
         for group, g in enumerate(self.memory.spec.groups):
             low = seen_from(g.window, work.first)
-            tags = self.memory.read(group, tables[group], low, work.first - low)
-            versions = self.memory.read_versions(group, tables[group], low, work.first - low)
+            found = self._read(sequence, group, low, work.first - low)
+            if found is None:
+                sequence.lost = True
+                step.outputs.append(Output(work.key, 0, lost=True))
+                return
+            tags, versions = found
             newest = max(newest, self._check(work, group, tags, versions))
             extend(
                 tags,

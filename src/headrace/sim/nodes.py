@@ -14,7 +14,7 @@ from headrace.types.events import Command, Event, LayersDone, StepDone
 from headrace.types.ids import Address, RequestId, SequenceKey, StepId
 from headrace.types.messages import InstanceInfo, Report, Start, Tail, Tokens
 from headrace.types.payload import Emission
-from headrace.types.plan import StepPlan
+from headrace.types.plan import Elsewhere, StepPlan
 from headrace.types.swaps import SwapIn, SwapOut, Swapped
 from headrace.types.weights import UseWeights, WeightsReady
 
@@ -139,6 +139,7 @@ class ContentWorker(Worker):
         switch_ns: int = 1,
         host_blocks: tuple[int, ...] = (),
         outlook: Callable[[int, SwapOut | SwapIn], Outlook] = lambda index, command: Outlook(1),
+        holder: Callable[[Address], Memory | None] = lambda _: None,
     ) -> None:
         """`switch_ns`: how long a change of weights takes."""
         super().__init__(index, address, core, loop, info)
@@ -149,7 +150,7 @@ class ContentWorker(Worker):
         self._outlook = outlook
         self._swaps: dict[int, SwapOut | SwapIn] = {}
         """Under way."""
-        self.executor = ContentExecutor(memory, broken)
+        self.executor = ContentExecutor(memory, broken, holder)
         self._duration_ns = duration_ns
         self._depth = depth
         self._switch_ns = switch_ns
@@ -162,6 +163,19 @@ class ContentWorker(Worker):
     def given(self) -> int:
         """Plans given and not answered."""
         return sum(isinstance(given, StepPlan) for given in self._queue) + (self._step is not None)
+
+    def reads(self) -> list[Elsewhere]:
+        """What plans in flight may read at holders."""
+        told, reads = self.executor.elsewhere(), list[Elsewhere]()
+        if self._step is not None:
+            named = [work.key for work in self._step.plan.work]
+            reads += [moved for moved in told if moved.key in named]
+        for plan in self._queue:
+            if not isinstance(plan, StepPlan):
+                continue
+            told = [moved for moved in told if moved.key not in plan.ends] + list(plan.elsewhere)
+            reads += [moved for moved in told if any(work.key == moved.key for work in plan.work)]
+        return reads
 
     def execute(self, plan: StepPlan, now_ns: int) -> None:
         self._queue.append(plan)

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
@@ -200,10 +201,20 @@ def _shell(world: World) -> Shell:
             switch_ns=world.shell.switch_ns,
             host_blocks=world.instance.swap_blocks,
             outlook=outlook,
+            holder=partial(_answers, shell, network, address),
         )
 
     shell = Shell(loop, rng, world.shell, clients, network, make_worker)
     return shell
+
+
+def _answers(shell: Shell, network: Network, asker: Address, holder: Address) -> Memory | None:
+    """The memory of a peer that is asked for partial results; None if it is dead or cannot be reached in time."""
+    peer = shell.workers[holder]
+    now_ns = shell.loop.now_ns
+    if not peer.alive or network.open_ns(shell.workers[asker], peer, now_ns) > now_ns:
+        return None
+    return peer.memory
 
 
 def _play(world: World, shell: Shell) -> None:

@@ -14,6 +14,7 @@ from headrace.engine.memory import Memory
 from headrace.nodes.limits import Caching, InstanceConfig, Stream, TierConfig
 from headrace.nodes.router import RouterConfig
 from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, Victim
+from headrace.sim.lending import LENDING, Pools, draw_lending
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
 from headrace.sim.shell import ROUTER, ShellConfig, pool_address
@@ -100,8 +101,7 @@ class World:
 
     seed: int
     spec: KVSpec
-    pools: tuple[tuple[int, ...], ...]
-    """Blocks per group, by pool."""
+    pools: Pools
     places: tuple[tuple[int, str], ...]
     """Pool and leaning, by instance."""
     policies: dict[str, str]
@@ -171,6 +171,8 @@ def draw_world(seed: int) -> World:
     policies = _draw_policies(Draws(rng, "policies")) | _draw_control(Draws(rng, "control"))
     swapping = Draws(rng, "swapping")
     instance = replace(instance, swap_blocks=(swapping.pick((0, 3, 8, 20, 60)),) * len(spec.groups))
+    lends = draw_lending(Draws(rng, "lending"), spec, len(places), longest, instance, pools)
+    instance, pools = lends or (instance, pools)
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
@@ -196,13 +198,13 @@ def draw_world(seed: int) -> World:
         policies=policies,
         options=({"cluster.placement": {"bind": "late"}} if late_bind else {}) | draw_settings(swapping),
         instance=instance,
-        router=_draw_router(Draws(rng, "router")),
+        router=_draw_router(Draws(rng, "router"), lends=lends is not None),
         shell=shell,
         network=network,
         tiers=tiers,
         tier_faults=draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
-        faults=_draw_faults(rng, asks, names, serve, network.write_ns, policies),
+        faults=_draw_faults(rng, asks, names, serve, network.write_ns, policies, lends=lends is not None),
     )
 
 
@@ -252,11 +254,11 @@ def _draw_caching(draws: Draws) -> Caching:
     return draws.pick((*steps, *steps, Caching.PREFILL, Caching.NONE))
 
 
-def _draw_router(draws: Draws) -> RouterConfig:
+def _draw_router(draws: Draws, *, lends: bool) -> RouterConfig:
     return RouterConfig(
-        attempts_max=draws.pick((40, 100)),
+        attempts_max=10_000 if lends else draws.pick((40, 100)),
         deaths_max=100,
-        split_failures_max=draws.pick((1, 2, 50)),
+        split_failures_max=1 if lends else draws.pick((1, 2, 50)),
         refused_ns=draws.pick((50, 300)) * MICRO,
     )
 
@@ -307,6 +309,8 @@ def _draw_faults(
     serve: tuple[str, ...],
     write_ns: int,
     policies: dict[str, str],
+    *,
+    lends: bool,
 ) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
@@ -320,10 +324,14 @@ def _draw_faults(
         ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
     if policies["engine.preemption"] == "swap":
         ambushes += _draw_ambushes(Draws(rng, "swapping ambushes"), write_ns, SWAPPING)
+    if lends:
+        ambushes += _draw_ambushes(Draws(rng, "lending ambushes"), write_ns, LENDING)
+    # Who is drained lends no more: then there may be too little for the longest.
+    drains = len(names) > 1 and draws.chance(SHARE) and not lends
     return FaultPlan(
         switches=switches,
         kills=_draw_kills(Draws(rng, "kills"), names, heal_ns),
-        drains=((draws.between(1, heal_ns), "i0"),) if len(names) > 1 and draws.chance(SHARE) else (),
+        drains=((draws.between(1, heal_ns), "i0"),) if drains else (),
         leaves=_draw_leaves(Draws(rng, "leaves"), asks),
         ambushes=ambushes,
         breaks=_draw_breaks(Draws(rng, "breaks"), names, serve, heal_ns),

@@ -6,6 +6,7 @@ import msgspec
 
 from headrace.types.ids import Address, BlockHash, PoolId, SequenceKey, Slot
 from headrace.types.kv import BlockRun, TableRun
+from headrace.types.lending import LendingMessage
 from headrace.types.request import FinishReason
 from headrace.types.weights import Switch, Switched
 
@@ -458,6 +459,7 @@ AnyMessage = (
     | Indexed
     | Switch
     | Switched
+    | LendingMessage
 )
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from headrace.types.ids import BlockHash, SequenceKey, StepId
+from headrace.types.ids import Address, BlockHash, SequenceKey, StepId
 from headrace.types.kv import TableRun
 from headrace.types.request import FinishReason
 
@@ -25,6 +25,15 @@ class Growth(msgspec.Struct, frozen=True, array_like=True):
 
     key: SequenceKey
     table: tuple[TableRun, ...]
+
+
+class Elsewhere(msgspec.Struct, frozen=True, array_like=True):
+    """From now on these blocks of a known sequence are a peer's, and read there: whole partitions, before all that are here."""
+
+    key: SequenceKey
+    holder: Address
+    table: tuple[TableRun, ...]
+    """Block ids of the holder's pool."""
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +62,8 @@ class StepPlan(msgspec.Struct, frozen=True):
     work: tuple[Work, ...]
     layered: bool = False
     """The core wants to hear `LayersDone` while it runs."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Applied before `work`."""
     repeat_max: int = 1
     """How often it may run unchanged, each run one token further (see `engine.repeats`). A plan that may repeat carries no tables."""
 
@@ -69,6 +80,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     discarded: bool = False
     error: str = ""
     """Not empty: this sequence failed (others did not)."""
+    lost: bool = False
+    """A holder of its KV did not answer: nothing came of this, and nothing will until it starts over."""
 
 
 class StepResult(msgspec.Struct, frozen=True):

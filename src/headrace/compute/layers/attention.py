@@ -102,6 +102,19 @@ class Attention:
         qk = rotate(qk, angles)
         q, k = qk[:, : self.heads], qk[:, self.heads :]
         write_kv(k, v, group.kv, self.place.index, group.blocks, batch.offsets)
+        if batch.distant is not None:
+            attended = batch.distant.attend(
+                q,
+                group.kv,
+                self.place.group,
+                self.place.index,
+                group.tables,
+                batch.rows,
+                batch.positions,
+                scale=self.dim**-0.5,
+                threads=batch.threads,
+            )
+            return self.out(attended, batch.threads)
         attended = paged_attention(
             q,
             group.kv,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from headrace.compute.distant import Distant
+
 
 @dataclass(frozen=True, slots=True)
 class GroupKV:
@@ -35,3 +37,5 @@ class Batch:
     """In the order of the model's `KVSpec.groups`."""
     threads: int
     """How many threads the kernels may use; no result depends on it."""
+    distant: Distant | None = None
+    """If some of the sequences lie partly elsewhere."""

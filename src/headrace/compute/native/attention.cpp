@@ -111,6 +111,77 @@ void paged_attention(const Kernels& kernels, Dtype dtype, const Attention& call,
   });
 }
 
+void partial_attention(const Kernels& kernels, Dtype dtype, const Attention& call, const Partials& wanted,
+                       const int32_t* rows, int tokens, int sequences, int blocks, int threads) {
+  const int32_t *begins = wanted.begins, *ends = wanted.ends, *bases = wanted.bases;
+  for (int i = 0; i < tokens; ++i) {
+    if (rows[i] < 0 || rows[i] >= sequences) throw std::invalid_argument("token " + std::to_string(i) + " has no table row");
+    int position = call.positions[i], last = std::min(position, ends[i] * kPartition - 1);
+    if (begins[i] < 0 || ends[i] <= begins[i] || begins[i] < bases[i] || ends[i] - bases[i] > wanted.slots ||
+        ends[i] - 1 > position / kPartition || last / call.block_size >= call.table_width)
+      throw std::invalid_argument("token " + std::to_string(i) + " has no such partitions");
+  }
+  std::vector<Tile> tiles;
+  for (int begin = 0, end; begin < tokens; begin = end) {
+    auto alike = [&](int i) { return begins[i] == begins[begin] && ends[i] == ends[begin]; };
+    for (end = begin + 1; end < tokens && alike(end);) ++end;
+    // Cut where the partitions change; positions and rows are cut at as ever.
+    Attention part = call;
+    part.positions = call.positions + begin;
+    for (Tile& tile : cut(part, rows + begin, end - begin)) {
+      tile.begin += begin * call.group;
+      tile.end += begin * call.group;
+      tile.low = begins[begin] * kPartition;
+      tile.high = std::min(tile.high, ends[begin] * kPartition - 1);
+      check_blocks(call, tile, blocks);
+      tiles.push_back(tile);
+    }
+  }
+  struct Item {
+    int tile, head, partition;
+  };
+  std::vector<Item> items;
+  int64_t total = 0;
+  for (size_t t = 0; t < tiles.size(); ++t) {
+    total += cost(tiles[t]) * call.kv_heads;
+    for (int head = 0; head < call.kv_heads; ++head)
+      for (int p = tiles[t].partition_begin(); p < tiles[t].partition_end(); ++p)
+        items.push_back({static_cast<int>(t), head, p});
+  }
+  if (total * call.dim < kCostAlone) threads = 1;
+  const int heads = call.kv_heads * call.group, floats = call.dim + kPartialTail;
+  parallel_for(threads, static_cast<int>(items.size()), [&](int i) {
+    const Item& item = items[i];
+    const Tile& tile = tiles[item.tile];
+    std::unique_ptr<float[]> saved(new float[static_cast<size_t>(tile.end - tile.begin) * kPartialFloats]);
+    kernels.attend_partition[dtype](call, tile, item.head, item.partition, saved.get());
+    for (int v = tile.begin; v < tile.end; ++v) {
+      int token = v / call.group, head = item.head * call.group + v % call.group;
+      if (item.partition >= ends[token] || item.partition > call.positions[token] / kPartition) continue;
+      const float* from = saved.get() + static_cast<ptrdiff_t>(v - tile.begin) * kPartialFloats;
+      float* to =
+          wanted.out + ((static_cast<ptrdiff_t>(token) * wanted.slots + item.partition - bases[token]) * heads + head) * floats;
+      memcpy(to, from, sizeof(float) * call.dim);
+      memcpy(to + call.dim, from + kDimMax, sizeof(float) * kPartialTail);
+    }
+  });
+}
+
+void combine_partials(const Kernels& kernels, Dtype dtype, const Attention& call, const float* partials,
+                      const int32_t* counts, int tokens, int slots, int threads) {
+  for (int i = 0; i < tokens; ++i)
+    if (counts[i] < 1 || counts[i] > slots)
+      throw std::invalid_argument("token " + std::to_string(i) + " has no such partials");
+  const ptrdiff_t head_floats = call.dim + kPartialTail;
+  const ptrdiff_t slot_floats = head_floats * call.kv_heads * call.group;
+  if (static_cast<int64_t>(tokens) * slots * slot_floats < 100'000) threads = 1;
+  parallel_for(threads, tokens * call.kv_heads, [&](int i) {
+    int token = i / call.kv_heads, head = i % call.kv_heads;
+    const float* from = partials + token * slots * slot_floats + head * call.group * head_floats;
+    kernels.merge[dtype](call, token, head, from, counts[token], slot_floats);
+  });
+}
+
 void write_kv(const Write& call) {
   for (int i = 0; i < call.tokens; ++i)
     if (call.blocks[i] < 0 || call.blocks[i] >= call.block_count || call.offsets[i] < 0 ||

@@ -62,6 +62,9 @@ class TileAttention {
     }
   }
 
+  // The same where nothing is attended any more, only put together.
+  void place(int head) { head_ = head; }
+
   const Partial& attend_partition(int partition) {
     Partial& p = s_.partial;
     clear(p);
@@ -95,6 +98,17 @@ class TileAttention {
     for (int p = tile_.partition_begin(); p < tile_.partition_end(); ++p)
       for (int v = 0; v < vectors_; ++v, from += kPartialFloats)
         merge(v, from, from + kDimMax, from[kDimMax + 16]);
+    finish(s_.total);
+  }
+
+  // As `combine`, from partials without padding: [count][vectors][dim + kPartialTail], `stride` floats from one to the next.
+  void merge_all(const float* from, int count, ptrdiff_t stride) {
+    clear(s_.total);
+    for (int p = 0; p < count; ++p, from += stride)
+      for (int v = 0; v < vectors_; ++v) {
+        const float* part = from + static_cast<ptrdiff_t>(v) * (dim_ + kPartialTail);
+        merge(v, part, part + dim_, part[dim_ + 16]);
+      }
     finish(s_.total);
   }
 
@@ -345,6 +359,18 @@ void attend_partition(const Attention& call, const Tile& tile, int head, int par
   TileAttention<E> work(call, tile);
   work.begin(head, -1);
   work.save(work.attend_partition(partition), partial);
+}
+
+template <class E>
+void merge(const Attention& call, int token, int head, const float* partials, int count, ptrdiff_t stride) {
+  FlushDenormals flush;
+  for (int begin = 0; begin < call.group; begin += kVectors) {
+    int end = begin + kVectors < call.group ? begin + kVectors : call.group, at = token * call.group;
+    Tile tile{at + begin, at + end, 0, 0, call.positions[token]};
+    TileAttention<E> work(call, tile);
+    work.place(head);
+    work.merge_all(partials + static_cast<ptrdiff_t>(begin) * (call.dim + kPartialTail), count, stride);
+  }
 }
 
 template <class E>

@@ -8,6 +8,7 @@ const Kernels HEADRACE_TABLE = {
     {attend<F32>, attend<Bf16>},
     {attend_partition<F32>, attend_partition<Bf16>},
     {combine<F32>, combine<Bf16>},
+    {merge<F32>, merge<Bf16>},
     {linear_panel<F32>, linear_panel<Bf16>},
     sizeof(Bf16::Operand) == sizeof(float),
 };

@@ -14,7 +14,8 @@ constexpr int kPartition = 1024;     // keys that share one accumulator; borders
 constexpr int kVectors = 48;         // query vectors (token x head) that share one reading of K and V
 constexpr int kDimMax = 256;
 constexpr int kPanel = 64;           // outputs whose weights are packed together
-constexpr int kPartialFloats = kDimMax + 17;  // upper bound of floats a vector's partial takes
+constexpr int kPartialTail = 17;     // of a vector's partial: 16 lanes of the sum of weights, and the greatest score
+constexpr int kPartialFloats = kDimMax + kPartialTail;  // upper bound of floats a vector's partial takes
 
 // One call of paged attention. Strides count elements.
 struct Attention {
@@ -59,12 +60,16 @@ struct Kernels {
   using AttendPartition = void (*)(const Attention&, const Tile&, int head, int partition, float* partial);
   // ... and the partials of all partitions, left to right, into the output.
   using Combine = void (*)(const Attention&, const Tile&, int head, const float* partials);
+  // The same, where partials come from anywhere: of one query token under one KV head, `count` of them, `stride` floats
+  // apart, each [group][dim + kPartialTail].
+  using Merge = void (*)(const Attention&, int token, int head, const float* partials, int count, ptrdiff_t stride);
   // Outputs of rows row_begin..row_end - 1 in one panel.
   using LinearPanel = void (*)(const Linear&, int row_begin, int row_end, int panel);
 
   Attend attend[2];  // by Dtype
   AttendPartition attend_partition[2];
   Combine combine[2];
+  Merge merge[2];
   LinearPanel linear[2];
   bool widens_bf16;  // the bf16 linear wants x in f32
 };

@@ -57,6 +57,29 @@ void py_paged_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uin
   paged_attention(kernels(isa), bf16 ? kBf16 : kF32, call, at<int32_t>(rows), tokens, sequences, blocks, threads);
 }
 
+void py_partial_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uintptr_t kv, ptrdiff_t block_stride,
+                          ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
+                          uintptr_t tables, int sequences, int table_width, uintptr_t rows, uintptr_t positions, uintptr_t begins, uintptr_t ends, uintptr_t bases,
+                          int tokens, int blocks, int block_size, int kv_heads, int group, int dim, float scale,
+                          uintptr_t out, int slots, int threads) {
+  Attention call{at<void>(q), q_stride, nullptr, at<void>(kv), block_stride, plane_stride, head_stride, token_stride,
+                 at<int32_t>(tables), at<int32_t>(positions), table_width, block_size, kv_heads, group, dim, 0, scale};
+  if (dim % 16 || dim > kDimMax || block_size % kChunk) throw std::invalid_argument("dim or block size not supported");
+  Partials wanted{at<int32_t>(begins), at<int32_t>(ends), at<int32_t>(bases), slots, at<float>(out)};
+  nb::gil_scoped_release release;
+  partial_attention(kernels(isa), bf16 ? kBf16 : kF32, call, wanted, at<int32_t>(rows), tokens, sequences, blocks,
+                    threads);
+}
+
+void py_combine_partials(int isa, bool bf16, uintptr_t partials, uintptr_t counts, uintptr_t positions, int tokens,
+                         int slots, int kv_heads, int group, int dim, uintptr_t out, int threads) {
+  Attention call{nullptr, 0, at<void>(out), nullptr, 0, 0, 0, 0, nullptr, at<int32_t>(positions), 0, kChunk, kv_heads,
+                 group, dim, 0, 1.0f};
+  nb::gil_scoped_release release;
+  combine_partials(kernels(isa), bf16 ? kBf16 : kF32, call, at<float>(partials), at<int32_t>(counts), tokens, slots,
+                   threads);
+}
+
 void py_write_kv(uintptr_t k, ptrdiff_t k_stride, uintptr_t v, ptrdiff_t v_stride, uintptr_t kv,
                  ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
                  ptrdiff_t token_bytes,
@@ -83,6 +106,10 @@ NB_MODULE(_native, m) {
   m.attr("PANEL") = headrace::kPanel;
   m.def("detect", &headrace::detect, "Best instruction set of this CPU, as an index into ops.backend.ISAS.");
   m.def("paged_attention", &headrace::py_paged_attention);
+  m.attr("PARTITION") = headrace::kPartition;
+  m.attr("PARTIAL_TAIL") = headrace::kPartialTail;
+  m.def("partial_attention", &headrace::py_partial_attention);
+  m.def("combine_partials", &headrace::py_combine_partials);
   m.def("write_kv", &headrace::py_write_kv);
   m.def("linear", &headrace::py_linear);
 }

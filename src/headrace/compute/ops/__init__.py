@@ -6,14 +6,17 @@
 from headrace.compute.ops.attention import paged_attention, write_kv
 from headrace.compute.ops.backend import available, describe
 from headrace.compute.ops.linear import PackedWeight, fixed_linear, linear, pack
+from headrace.compute.ops.partial import combine_partials, partial_attention
 
 __all__ = [
     "PackedWeight",
     "available",
+    "combine_partials",
     "describe",
     "fixed_linear",
     "linear",
     "pack",
     "paged_attention",
+    "partial_attention",
     "write_kv",
 ]

@@ -56,7 +56,7 @@ def paged_attention(
     """
     tokens, heads, dim = q.shape
     blocks, _, _, kv_heads, block_size, _ = kv.shape
-    _check(q, kv, layer, tables, rows, positions, window)
+    check_attention(q, kv, layer, tables, rows, positions, window)
     isa = isa_of(backend, q.dtype)
     fits = isa is not None and not dim % 16 and not block_size % 16 and dim <= native.DIM_MAX
     if not fits and backend not in (None, "torch"):
@@ -70,7 +70,7 @@ def paged_attention(
         q.data_ptr(),
         q.stride(0),
         out.data_ptr(),
-        *_place(kv, layer, 1),
+        *place_of(kv, layer, 1),
         tables.data_ptr(),
         *tables.shape,
         rows.data_ptr(),
@@ -129,7 +129,7 @@ def write_kv(
         k.stride(0) * size,
         v.data_ptr(),
         v.stride(0) * size,
-        *_place(kv, layer, size),
+        *place_of(kv, layer, size),
         dim * size,
         blocks.data_ptr(),
         offsets.data_ptr(),
@@ -140,15 +140,16 @@ def write_kv(
     )
 
 
-def _place(kv: Tensor, layer: int, unit: int) -> tuple[int, ...]:
+def place_of(kv: Tensor, layer: int, unit: int) -> tuple[int, ...]:
     """Address of the layer's first K; strides of blocks, planes, heads and tokens, times `unit`."""
     block, layers, *others, _ = kv.stride()
     return kv.data_ptr() + layer * layers * kv.element_size(), *(stride * unit for stride in (block, *others))
 
 
-def _check(
+def check_attention(
     q: Tensor, kv: Tensor, layer: int, tables: Tensor, rows: Tensor, positions: Tensor, window: int
 ) -> None:
+    """Raises ValueError if these cannot be the arguments of one call."""
     tokens, heads, dim = q.shape
     _check_pool(kv, layer, q.dtype, dim)
     if heads % kv.shape[3] or window < 0:
