@@ -1,7 +1,9 @@
 """A prompt longer than any worker's pool, served by real processes that lend each other memory."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -65,3 +67,17 @@ def test_a_context_longer_than_any_pool_has_the_bits_of_one_large_pool(
 def test_prefill_and_decode_workers_lend_too(folder: str, expected: list[Any]) -> None:
     with serving(folder, "--prefill", "1", "--decode", "1", *SMALL) as server:
         assert ask(server, REQUESTS[0]) == expected[0]
+
+
+def test_a_stream_goes_on_when_its_holder_is_killed(folder: str) -> None:
+    request: Any = {"model": "long", "prompt": PROMPT, "max_tokens": 150, "temperature": 0, "stream": True}
+    request["extra_body"] = {"ignore_eos": True}
+    with serving(folder, "--instances", "2", *SMALL) as server, client(server) as asking:
+        whole = [chunk.choices[0].text for chunk in asking.completions.create(**request) if chunk.choices]
+        told: list[str] = []
+        for chunk in asking.completions.create(**request):
+            told += [choice.text for choice in chunk.choices]
+            if len(told) == 40:
+                # The first worker has the sequence; it waits until the other is there again, and starts over.
+                os.kill(next(i["pid"] for i in server.instances() if i["name"] == "worker1"), signal.SIGKILL)
+        assert "".join(told) == "".join(whole)
