@@ -69,15 +69,15 @@ def begin(server: Server) -> int:
 
 
 def ask(server: Server, prompt: str, tokens: int = 24, **fields: Any) -> Any:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    return client.completions.create(
-        model="m",
-        prompt=prompt,
-        max_tokens=tokens,
-        temperature=0,
-        extra_body={"ignore_eos": True, "return_timings": True},
-        **fields,
-    )
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        return client.completions.create(
+            model="m",
+            prompt=prompt,
+            max_tokens=tokens,
+            temperature=0,
+            extra_body={"ignore_eos": True, "return_timings": True},
+            **fields,
+        )
 
 
 def versions(answer: Any) -> list[int]:
@@ -149,6 +149,7 @@ def test_an_answer_that_spans_a_push_names_both_versions(server: Server, trained
     next(chunks)
     report = push_weights(trained, server.url, key=KEY, running=running)
     rest = list(chunks)
+    client.close()
     assert (report.pushed.kept, report.pushed.recomputed) == ((1, 0) if running is Running.KEEP else (0, 1))
     assert versions(rest[-1]) == [old, old + 1] and rest[-1].usage.completion_tokens == 900
     assert rest[0].system_fingerprint != rest[-2].system_fingerprint
