@@ -54,6 +54,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def answers(trained: Path, server: Server) -> dict[str, list[str]]:
     """What either model says to each prompt, on a server that began with it."""
+    begin(server)
     with started(str(trained), *FLAGS) as other:
         said = {
             name: [ask(where, prompt).choices[0].text for prompt in PROMPTS]
