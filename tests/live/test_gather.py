@@ -273,6 +273,7 @@ def test_a_write_that_fails_ends_when_the_target_has_let_go(monkeypatch: pytest.
         (Ask(7, 65, [(0, 64)], [(0, 1)]), "65 bytes do not fit"),
         (Ask(7, 2 * SIZES.slot_bytes, [(0, 2 * SIZES.slot_bytes)], [(0, 1)]), "do not fit"),
         (Ask(7, 64, [(0, 64)], [(0, 70000)]), "16 bits"),
+        (Ask(7, 64, [(2**63, 64)], [(0, 1)]), "in no memory"),
     ],
 )
 def test_a_batch_that_is_wrong_is_refused_with_its_reason(ask: Ask, named: str) -> None:

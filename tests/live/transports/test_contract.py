@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -99,6 +100,22 @@ def test_an_empty_write_carries_its_immediate_only(name: str) -> None:
             await until(lambda: bool(a.ended))
             assert heard == [(A, 65535, 65535)] and a.ended == [None]
             assert (before == b.memory).all()
+
+    run(scenario())
+
+
+@every
+def test_pieces_of_no_bytes_are_no_pieces(name: str) -> None:
+    async def scenario() -> None:
+        with ends(name, A, B) as (a, b):
+            nothing = np.zeros((3, 3), np.int64)
+            some = np.array([(0, 0, 0), (64, 128, 64), (7, 7, 0)], np.int64)
+            b.memory[:] = 0
+            a.write(b, nothing, immediate(1, 1))
+            a.write(b, some, immediate(1, 1))
+            await until(lambda: len(a.ended) == 2)
+            assert a.ended == [None, None] and b.engine.counter().vacant(1) == 2
+            assert (b.memory[128:192] == a.memory[64:128]).all() and not b.memory[:128].any()
 
     run(scenario())
 

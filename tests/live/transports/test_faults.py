@@ -1,12 +1,14 @@
 """Cancels, stalled lanes, strangers, and peers killed at any point: nothing lands late, nothing waits for ever."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import active_count
 
 import msgspec
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from headrace.live.transfer import pieces
 from headrace.live.transfer.counters import immediate
+from headrace.live.transfer.inbound import Inbound
 from headrace.live.transfer.regions import Card, Descriptor
 from headrace.live.transports import loop
 from headrace.types.errors import TransferError
@@ -182,6 +185,35 @@ def test_a_target_that_is_killed_after_any_message_fails_what_is_left_of_it(name
                 a.ended.clear()
                 a.write(b, pieces.single(0, 0, 100))
                 await until(lambda: a.ended == [None])
+
+    run(scenario(), 60)
+
+
+@pytest.mark.parametrize("name", ["shm", "tcp"])
+def test_of_peers_that_came_and_went_nothing_is_left(name: str) -> None:
+    """Neither descriptors and threads, nor what was granted to them."""
+
+    def held() -> tuple[int, int, int]:
+        gc.collect()
+        kinds = [type(thing) for thing in gc.get_objects()]
+        return len(os.listdir("/proc/self/fd")), active_count(), kinds.count(Inbound)
+
+    async def scenario() -> None:
+        with ends(name, A, lanes=2) as (a,):
+
+            async def meet(epoch: int) -> None:
+                with ends(name, Address("b", epoch), lanes=2, stall_ns=200_000_000) as (b,):
+                    for source, target in ((a, b), (b, a)):
+                        source.write(target, pieces.single(0, 0, 100))
+                        await until(lambda source=source: bool(source.ended))
+                    a.ended.clear()
+                a.engine.forget(Address("b", epoch))
+
+            await meet(0)
+            before = held()
+            for epoch in range(1, 20):
+                await meet(epoch)
+            await until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
 
     run(scenario(), 60)
 

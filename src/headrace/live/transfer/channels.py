@@ -330,6 +330,12 @@ class Outlet:
         return len(self._pending)
 
 
+def close_all(fds: Sequence[int]) -> None:
+    """Descriptors that came and are of no use any more: each would keep a peer's memory."""
+    for fd in fds:
+        os.close(fd)
+
+
 def vectors(region: Region, runs: Runs, nbytes_max: int):
     """The runs as memory, at most so many bytes and pieces at a time."""
     views: list[memoryview] = []

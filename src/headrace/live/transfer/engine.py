@@ -178,7 +178,8 @@ class TransferEngine:
         for target, pieces, imm in parts:
             weight = imm & WEIGHT_MAX
             peer = self._outgoing(target.card)
-            shards = forms.shard(np.ascontiguousarray(pieces, np.int64), weight, self._lanes)
+            moved = forms.filled(np.ascontiguousarray(pieces, np.int64))
+            shards = forms.shard(moved, weight, self._lanes)
             for index, (part, share) in enumerate(shards):
                 lane = (transfer.number + index) % self._lanes
                 shard = Shard(0, lane, region, part, target)
@@ -421,7 +422,12 @@ class TransferEngine:
                     break
                 call, arguments = self._posted.popleft()
             if not self._closed:
-                call(*arguments)
+                try:
+                    call(*arguments)
+                except BaseException:
+                    # It is the loop's to report. What was posted behind it is still to be heard.
+                    self._turns.call_soon_threadsafe(self._drain)
+                    raise
         acknowledged, self._to_acknowledge = self._to_acknowledge, {}
         for arrivals in acknowledged:
             acks, arrivals.acks = arrivals.acks, []

@@ -284,9 +284,9 @@ class GatherPath:
         granted, size = batch.granted, self.settings.slot_bytes
         assert granted is not None
         pieces = forms.single(batch.slot * size, granted.slot * size, forms.total(batch.pieces))
-        imm = immediate(granted.slot, 1)
         told = partial(self._written, batch)
         try:
+            imm = immediate(granted.slot, 1)
             self._engine.write(self._send, granted.staging, pieces, told, imm=imm, channel=CHANNEL)
         except TransferError as error:
             told(error)
@@ -322,7 +322,10 @@ class GatherPath:
         self._insist(source, Granted(ask.number, intake.slot, self._engine.describe(self._staging)))
 
     def _wrong(self, ask: Ask) -> str:
-        runs = np.array(ask.runs, np.int64).reshape(-1, 2)
+        try:
+            runs = np.array(ask.runs, np.int64).reshape(-1, 2)
+        except OverflowError:
+            return "its runs are in no memory"
         if not 0 < ask.nbytes <= self.settings.slot_bytes or int(runs[:, 1].sum()) != ask.nbytes:
             return f"{ask.nbytes} bytes do not fit into a slot of {self.settings.slot_bytes}, or its runs are others"
         if any(not (0 <= slot < SLOTS and 1 <= weight <= WEIGHT_MAX) for slot, weight in ask.arrivals):

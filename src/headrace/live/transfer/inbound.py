@@ -83,11 +83,12 @@ class Inbound:
 
     # On the lanes' threads
 
-    def decided(self) -> str:
-        """Wait until the engine has said yes (empty) or no."""
+    def decided(self) -> tuple[str, bool]:
+        """Wait until the engine has said yes (empty) or no, and whether that is for good."""
         if not self._decided.wait(VERDICT_S):
-            return "nobody decided about the link"
-        return self._reason
+            # An earlier link may still be open here.
+            return "nobody decided about the link", False
+        return self._reason, bool(self._reason)
 
     def join(self, lane: int, channel: Channel) -> None:
         """Raises TransferError if the link is over."""

@@ -18,7 +18,7 @@ from time import monotonic
 import numpy as np
 
 from headrace.live.transfer import handshake
-from headrace.live.transfer.channels import Channel, Ended
+from headrace.live.transfer.channels import PENDING_MAX, Channel, Ended, close_all
 from headrace.live.transfer.copying import copy
 from headrace.live.transfer.frames import HEADER, MESSAGE, REPLY, VERDICT_S, WRITE, Wire
 from headrace.live.transfer.handshake import Claim, Refusal
@@ -73,7 +73,8 @@ class Lane:
                     self._write(item)
         except Refusal as error:
             link.fail(str(error), self.number, final=error.final)
-        except (OSError, TransferError) as error:
+        except (OSError, TransferError, ValueError) as error:
+            # The last one: an address that is none.
             link.fail(f"lane {self.number} to {link.peer}: {error}", self.number)
         finally:
             link.left(self._channel)
@@ -192,6 +193,8 @@ class Link:
         for fd in fds:
             try:
                 memory = map_file(fd, descriptor.nbytes)
+            except OSError as error:
+                raise TransferError(f"memory of {self.peer} cannot be mapped: {error}") from error
             finally:
                 os.close(fd)
             self.mapped[descriptor.region, descriptor.token] = Region(descriptor.region, memory, "")
@@ -257,6 +260,8 @@ class Link:
                 self._released()
 
     def _released(self) -> None:
+        # They came, and what they belong to did not.
+        close_all(self._fds)
         for channel in self._channels:
             channel.close()
         with self._lock:
@@ -286,6 +291,8 @@ class Link:
     def _parse(self) -> None:
         while len(self._answers) >= REPLY.size:
             nbytes, count = REPLY.unpack_from(self._answers)
+            if nbytes > PENDING_MAX:
+                raise Ended(f"it announces an answer of {nbytes} bytes")
             end = REPLY.size + nbytes
             if len(self._answers) < end:
                 return

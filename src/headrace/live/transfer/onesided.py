@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from threading import Event, Thread, current_thread, get_ident
+from time import monotonic
 from typing import Any
 
 from headrace.live.transfer.channels import Channel, Plain
@@ -36,6 +37,19 @@ STRANGERS_MAX = 64
 """Handshakes at once."""
 BUSY_S, IDLE_MAX_S = 5e-5, 2e-3
 """Between two looks at the rails: while something moves, and at most, when nothing has for long."""
+
+
+class Prompt(Plain):
+    """For a handshake: all that is received must come within `limit_s` from now on, be it byte by byte."""
+
+    def __init__(self, sock: socket.socket, limit_s: float) -> None:
+        super().__init__(sock)
+        self._until_s = monotonic() + limit_s
+
+    def receive(self, view: memoryview) -> None:
+        for at in range(len(view)):
+            self._socket.settimeout(max(1e-3, self._until_s - monotonic()))
+            super().receive(view[at : at + 1])
 
 
 class Driver:
@@ -147,10 +161,8 @@ class Driver:
             end.fail(str(error))
 
     def channel(self, sock: socket.socket) -> Channel:
-        channel = Plain(sock)
-        sock.settimeout(GREETING_S)
         self._greeters[current_thread()] = sock
-        return channel
+        return Prompt(sock, GREETING_S)
 
     def watch(self, connection: Connection, end: End) -> None:
         ready = partial(self._ready, connection, end)

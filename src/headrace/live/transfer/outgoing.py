@@ -18,7 +18,10 @@ from functools import partial
 from time import monotonic_ns
 from typing import Any, Protocol
 
+import msgspec
+
 from headrace.live.transfer import messages
+from headrace.live.transfer.channels import close_all
 from headrace.live.transfer.counters import SERIALS, note_of
 from headrace.live.transfer.messages import Ack, Kind, Mail, Open, Opened, Refused
 from headrace.live.transfer.pieces import empty
@@ -28,6 +31,8 @@ from headrace.types.errors import TransferError
 
 log = logging.getLogger(__name__)
 
+FLYING_MAX = SERIALS // 4
+"""Given to a link and not acknowledged: serial numbers must tell them apart."""
 RELINK_S, RELINK_MAX_S = 0.01, 1.0
 """Before a broken link is made anew; doubled while it does not get up."""
 
@@ -231,7 +236,7 @@ class Outgoing:
         assert self._link is not None
         queue, self._queue = self._queue, []
         for index, parcel in enumerate(queue):
-            if not self._up or len(self._flying) >= SERIALS // 4:
+            if not self._up or len(self._flying) >= FLYING_MAX:
                 self._queue += queue[index:]
                 return
             shard = parcel.shard
@@ -246,10 +251,13 @@ class Outgoing:
             self._give(parcel)
 
     def _grant(self, target: Descriptor) -> str | None:
-        key = grant_of(target)
+        key, short = grant_of(target), (target.region, target.token)
         if key not in self._grants:
+            if short in self._asked:
+                # Another that differs in what answers do not say: one of them is wrong. After that one.
+                return ""
             self._grants[key] = ""
-            self._asked[target.region, target.token] = target
+            self._asked[short] = target
             assert self._link is not None
             self._link.send(messages.encode(Open(*key)))
         return self._grants[key]
@@ -273,29 +281,42 @@ class Outgoing:
         self._link.write(Shard(note_of(0, serial, 0), shard.lane, None, empty()))
 
     def replied(self, message: bytes, fds: Sequence[int]) -> None:
-        reply = messages.decode_backward(message)
-        match reply:
-            case Ack(serials):
-                for serial in serials:
-                    self._acknowledge(serial)
-            case Opened(region, token):
-                target = self._asked.pop((region, token))
-                assert self._link is not None
-                try:
-                    self._link.attach(target, fds)
-                    self._grants[grant_of(target)] = None
-                except TransferError as error:
-                    self._grants[grant_of(target)] = str(error)
-                self._pump()
-            case Refused(region, token, reason):
-                target = self._asked.pop((region, token))
-                self._grants[grant_of(target)] = f"{self.card.owner} refused the descriptor: {reason}"
-                self._pump()
+        try:
+            reply = messages.decode_backward(message)
+            if isinstance(reply, Ack):
+                self._acknowledge(reply.serials)
+            else:
+                self._answered(reply, fds)
+        except msgspec.MsgspecError as error:
+            self.broken(f"{self.card.owner} says what cannot be read: {error}", 0, final=False)
 
-    def _acknowledge(self, serial: int) -> None:
-        parcel = self._flying.pop(serial)
-        self._acknowledged[parcel.lane] = self._acknowledged.get(parcel.lane, 0) + 1
-        parcel.transfer.ended(parcel.cancelled)
+    def _answered(self, reply: Opened | Refused, fds: Sequence[int]) -> None:
+        target = self._asked.pop((reply.region, reply.token), None)
+        if target is None or self._link is None:
+            close_all(fds)
+            return
+        why = (
+            f"{self.card.owner} refused the descriptor: {reply.reason}"
+            if isinstance(reply, Refused)
+            else None
+        )
+        if why is None:
+            try:
+                self._link.attach(target, fds)
+            except TransferError as error:
+                why = str(error)
+        self._grants[grant_of(target)] = why
+        self._pump()
+
+    def _acknowledge(self, serials: Sequence[int]) -> None:
+        full = len(self._flying) >= FLYING_MAX
+        for serial in serials:
+            parcel = self._flying.pop(serial, None)
+            if parcel is not None:
+                self._acknowledged[parcel.lane] = self._acknowledged.get(parcel.lane, 0) + 1
+                parcel.transfer.ended(parcel.cancelled)
+        if full and self._link is not None:
+            self._pump()
 
     # Stalls
 
@@ -349,10 +370,16 @@ class Ends:
         self._post(self._hear, self._outgoing.dropped, shard)
 
     def replied(self, message: bytes, fds: Sequence[int] = ()) -> None:
-        self._post(self._hear, self._outgoing.replied, message, fds)
+        self._post(self._reply, message, fds)
 
     def broken(self, reason: str, lane: int, *, final: bool) -> None:
         self._post(self._hear, self._outgoing.broken, reason, lane, final)
+
+    def _reply(self, message: bytes, fds: Sequence[int]) -> None:
+        if self._outgoing.current(self._generation):
+            self._outgoing.replied(message, fds)
+        else:
+            close_all(fds)
 
     def _hear(self, call: Callable[..., None], *arguments: Any) -> None:
         if self._outgoing.current(self._generation):

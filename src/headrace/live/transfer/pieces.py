@@ -70,8 +70,7 @@ def scatter(runs: ArrayLike) -> Pieces:
 
 def merge(pieces: Pieces) -> Pieces:
     """Neighbours that continue each other on both sides become one; those of no bytes go."""
-    if (pieces[:, 2] == 0).any():
-        pieces = pieces[pieces[:, 2] != 0]
+    pieces = filled(pieces)
     if len(pieces) < 2:
         return pieces
     ends = pieces[:-1, :2] + pieces[:-1, 2:]
@@ -81,6 +80,11 @@ def merge(pieces: Pieces) -> Pieces:
     merged = pieces[first]
     merged[:, 2] = np.add.reduceat(pieces[:, 2], np.flatnonzero(first))
     return merged
+
+
+def filled(pieces: Pieces) -> Pieces:
+    """Without those of no bytes."""
+    return pieces[pieces[:, 2] != 0] if (pieces[:, 2] == 0).any() else pieces
 
 
 def total(pieces: Pieces) -> int:

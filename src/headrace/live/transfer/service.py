@@ -109,6 +109,9 @@ class Service:
         self._register(fd)
 
     def _register(self, fd: int) -> None:
+        if fd < 0:
+            # Closed since it was asked for.
+            return
         events = selectors.EVENT_READ * (fd in self._readers) | selectors.EVENT_WRITE * (fd in self._writers)
         known = fd in self._selector.get_map()
         try:

@@ -105,10 +105,18 @@ class Streams:
             else:
                 inbound.ended(str(error))
         finally:
+            if inbound is not None:
+                self._forget(inbound)
             if channel is not None:
                 self._leave(channel)
             else:
                 sock.close()
+
+    def _forget(self, inbound: Inbound) -> None:
+        """A lane of it is gone: no other joins it any more."""
+        with self._lock:
+            if self._inbound.get(inbound.source) is inbound:
+                del self._inbound[inbound.source]
 
     def _leave(self, channel: Channel) -> None:
         fd = channel.fileno()
@@ -126,7 +134,7 @@ class Streams:
             inbound = Inbound(self._settings.address, self.site, self.service, claim, maps=self.wire.maps)
             inbound.join(0, channel)
             self.site.opened(inbound)
-            reason = inbound.decided()
+            reason, final = inbound.decided()
             if not reason:
                 with self._lock:
                     self._inbound[claim.source] = inbound
@@ -134,7 +142,8 @@ class Streams:
             with self._lock:
                 inbound = self._inbound.get(claim.source)
             reason = "" if inbound is not None and inbound.generation == claim.generation else "no such link"
+            final = False
             if inbound is not None and not reason:
                 inbound.join(claim.lane, channel)
-        answer(reason, bool(reason) and claim.lane == 0)
+        answer(reason, final)
         return None if reason else inbound
