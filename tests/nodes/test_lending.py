@@ -6,7 +6,7 @@ from headrace.types.events import Landed, StepDone, Write, Written
 from headrace.types.ids import Address, PoolId, Slot
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.lending import Borrow, CallIn, Holding, Lent, Repay, Unlent
-from headrace.types.messages import Cancel, Failed, Leased, Role
+from headrace.types.messages import Cancel, Failed, Leased, Refused, Role
 from headrace.types.plan import Elsewhere, Output, StepResult
 from tests.nodes.harness import OTHER_POOL, POOL, ROUTER, D, InstanceBench, P, key, start
 
@@ -63,6 +63,23 @@ def test_a_sequence_that_is_too_long_is_refused_where_nobody_lends():
     node.meet((D, 1))
     node.hear(ROUTER, start(total=600))
     assert node.sent(Failed, ROUTER), "too long for both"
+
+
+def test_a_lender_that_has_just_ended_is_waited_for():
+    node = InstanceBench(P, spare=64, **LENDS, lend_away_ns=1000)
+    node.meet((D, 1))
+    node.lose(D)
+    node.hear(ROUTER, start(1, total=300))
+    assert node.one(Refused, ROUTER).key == key(1)
+    node.hear(ROUTER, start(2, total=600))
+    assert node.sent(Failed, ROUTER), "too long for both"
+    node.meet((Address(D.name, 1), 1))
+    node.hear(ROUTER, start(3, total=300))
+    assert key(3) in node.core.sequences
+    node.lose(Address(D.name, 1))
+    node.tell(at_ns=5000)
+    node.hear(ROUTER, start(4, total=300))
+    assert node.one(Failed, ROUTER).key == key(4), "it has not come back"
 
 
 def test_only_whole_sequences_borrow():

@@ -182,6 +182,7 @@ class Instance:
                 self._swapped(event)
             case PeerUp(peer, info):
                 self._peers[peer] = info
+                self.loans.borrowing.up(peer)
                 self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
             case PeerLost(peer, info):
                 self._peer_lost(peer, info, now_ns)
@@ -308,7 +309,7 @@ class Instance:
     def _start(self, message: Start, now_ns: int) -> None:
         key = message.key
         assert key not in self.sequences, f"{key} is started twice"
-        refusal = self._refusal(message)
+        refusal = self._refusal(message, now_ns)
         if refusal is not None:
             self._send(self._router, refusal)
             self._closes.append(Close(key))
@@ -348,7 +349,7 @@ class Instance:
             case Caching.INCREMENT | Caching.RETURN:
                 return True
 
-    def _refusal(self, message: Start) -> Refused | Failed | None:
+    def _refusal(self, message: Start, now_ns: int) -> Refused | Failed | None:
         if self._draining:
             return Refused(message.key, "draining")
         if message.version != self.version:
@@ -359,7 +360,7 @@ class Instance:
             return Refused(message.key, "queue full")
         if message.source is not None and self._gone(message.source):
             return Failed(message.key, f"{message.source} was lost", retry=True)
-        return self.loans.refusal(message)
+        return self.loans.refusal(message, now_ns)
 
     def _resume(self, key: SequenceKey) -> None:
         sequence = self.sequences.get(key)
@@ -463,7 +464,7 @@ class Instance:
         self._peers.pop(peer, None)
         self.migrating.lost(peer)
         self.fetching.lost(peer)
-        self.loans.lost(peer)
+        self.loans.lost(peer, info, now_ns)
         self.handing.lost(peer, info, now_ns)
 
     # Saying it

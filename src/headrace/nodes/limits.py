@@ -79,6 +79,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A peer that would not lend is asked again after this."""
     lend_wait_ns: int = 30 * SECOND
     """A sequence that stands still for want of memory to borrow is given up after this."""
+    lend_away_ns: int = 60 * SECOND
+    """So long after a lender's end a sequence that needs it waits for it to come back."""
     lend_answer_ns: int = 10 * SECOND
     """A holder has so long for each piece of an answer; then the sequences that need it start over."""
     lend_blocks_step: int = 1
