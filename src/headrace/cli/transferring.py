@@ -23,7 +23,7 @@ TRANSFER_HOSTS: Any = Field(
     None,
     description="Addresses of this host for transfers, comma-separated [default: by which others reach it]",
 )
-TRANSFER_PACE: Any = Field(0, ge=0, description="Bytes a second to each peer at most; 0: unlimited")
+TRANSFER_PACE: Any = Field(0, ge=0, description="Bytes a second to each peer at most, over TCP; 0: unlimited")
 TRANSFER_TIMEOUT: Any = Field(10, gt=0, description="Seconds after which a transfer that does not move fails")
 TRANSFER_TLS: Any = Field(None, description="TLS between workers: CERTIFICATE,KEY,AUTHORITIES (PEM files)")
 

@@ -66,10 +66,6 @@ from headrace.types.weights import Committed, Completed, Staged
 log = logging.getLogger(__name__)
 
 
-ONE_HOST = ("shm", "loop")
-"""Transports that do not leave it."""
-
-
 class Service:
     """Implements `ports.Gateway`. Everything runs on the loop on which it was started."""
 
@@ -87,8 +83,8 @@ class Service:
             raise ConfigError("--record keeps services of one host: leave --listen out")
         engine_policies(config.engine)
         check_transport(config.transfer.transport)
-        if config.listen and config.transfer.transport in ONE_HOST:
-            raise ConfigError(f"--transport {config.transfer.transport} leads to no other host: leave it out")
+        if config.listen and config.transfer.transport == "shm":
+            raise ConfigError("--transport shm leads to no other host: leave it out")
         self._config = config
         self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(config.workers)))
         """Of each worker."""

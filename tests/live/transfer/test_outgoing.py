@@ -142,3 +142,16 @@ def test_what_waits_because_too_much_is_under_way_goes_on_by_itself(monkeypatch:
     assert len(sender.lines[0].shards) == 3
     sender.hear(Ack([2]))
     assert sender.ended == [None] * 3
+
+
+def test_what_waits_for_a_grant_is_not_looked_at_for_each_that_joins_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sender = Sender()
+    looks: list[Descriptor] = []
+    grant_of = outgoings.grant_of
+    monkeypatch.setattr(outgoings, "grant_of", lambda target: (looks.append(target), grant_of(target))[1])
+    for _ in range(100):
+        sender.write(GOOD, pieces.single(0, 0, 10))
+    sender.hear(Opened(0, "token"))
+    assert len(sender.lines[0].shards) == 100 and len(looks) < 300

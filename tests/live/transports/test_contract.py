@@ -333,6 +333,11 @@ def test_writes_to_a_forgotten_peer_fail(name: str) -> None:
     run(scenario())
 
 
+def test_what_only_tests_can_make_is_offered_to_nobody() -> None:
+    with pytest.raises(ConfigError, match=r"no live.transports 'loop'; there are: auto, .*shm, tcp"):
+        check_transport("loop")
+
+
 def test_an_unknown_transport_is_named() -> None:
     with pytest.raises(ConfigError, match="'pigeon'; there are: auto, "):
         check_transport("pigeon")

@@ -62,7 +62,13 @@ class Refusal(TransferError):
 
 def greet(channel: Channel, secret: str, claim: Claim) -> None:
     """The source's side. Returns when it is welcome. Raises Refusal, OSError."""
-    challenge = _read(channel, Challenge)
+    try:
+        challenge = _read(channel, Challenge)
+    except (Ended, ConnectionResetError):
+        raise Refusal(
+            f"{claim.target} hung up before it said anything: does it want TLS (--transfer-tls), or has it just ended?",
+            final=False,
+        ) from None
     if challenge.protocol != PROTOCOL:
         raise Refusal(
             f"{claim.target} speaks protocol {challenge.protocol} of transfers, we speak {PROTOCOL}",

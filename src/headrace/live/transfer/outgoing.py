@@ -150,10 +150,11 @@ class Outgoing:
             return
         if not self._queue and not self._up:
             self._waiting_ns = monotonic_ns()
-        self._queue.append(parcel)
         if self._up:
-            self._pump()
+            # It alone: what waits is looked at when something has come, not once for each that joins it.
+            self._give_all([parcel])
         else:
+            self._queue.append(parcel)
             self.connect()
         if not self._watched:
             self._watch()
@@ -232,12 +233,14 @@ class Outgoing:
     # Moving
 
     def _pump(self) -> None:
-        """Give the link what may be written now."""
-        assert self._link is not None
+        """Something has changed: give the link what waits, if it may be written now."""
         queue, self._queue = self._queue, []
-        for index, parcel in enumerate(queue):
+        self._give_all(queue)
+
+    def _give_all(self, parcels: Sequence[Parcel]) -> None:
+        for index, parcel in enumerate(parcels):
             if not self._up or len(self._flying) >= FLYING_MAX:
-                self._queue += queue[index:]
+                self._queue += parcels[index:]
                 return
             shard = parcel.shard
             if shard is not None and shard.target is not None and len(shard.pieces):
