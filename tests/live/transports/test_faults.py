@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from threading import active_count
 
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from headrace.live.transfer import pieces
+from headrace.live.transfer import pieces, streams
 from headrace.live.transfer.counters import immediate
 from headrace.live.transfer.inbound import Inbound
 from headrace.live.transfer.regions import Card, Descriptor
@@ -246,6 +247,25 @@ def test_a_stranger_is_dropped_and_heard_of_only_in_the_log(caplog: pytest.LogCa
             await until(lambda: a.ended == [None])
 
     run(scenario())
+
+
+@pytest.mark.parametrize("name", ["shm", "tcp"])
+def test_strangers_who_say_nothing_keep_no_peer_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than may greet at once, and none gives up by himself."""
+    monkeypatch.setattr(streams, "GREETING_MAX", 4)
+    monkeypatch.setattr(streams, "HANDSHAKE_S", 600.0)
+
+    async def scenario() -> None:
+        with ends(name, A, B) as (a, b), ExitStack() as strangers:
+            host, _, port = b.engine.card.ways[0].lanes[0].rpartition("|")
+            for _ in range(12):
+                sock = socket.socket(socket.AF_UNIX if name == "shm" else socket.AF_INET)
+                strangers.enter_context(sock)
+                sock.connect(f"\0{port}" if name == "shm" else (host, int(port)))
+            a.write(b, pieces.single(0, 0, 100))
+            await until(lambda: a.ended == [None])
+
+    run(scenario(), 20)
 
 
 def test_another_secret_is_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 GREETING_MAX = 64
-"""Connections that may be greeting at a time: strangers beyond are dropped unheard."""
+"""Connections that may be greeting at a time. One more ends the oldest: a peer takes milliseconds, so who is old is a stranger."""
 
 
 class Streams:
@@ -37,7 +37,8 @@ class Streams:
         self._inbound: dict[Address, Inbound] = {}
         """Of each source, the latest."""
         self._lock = Lock()
-        self._greeting = 0
+        self._greeting: dict[socket.socket, None] = {}
+        """Who has not proved himself yet, the oldest first."""
 
     def listen(self, site: Site) -> tuple[str, ...]:
         self.site = site
@@ -74,14 +75,25 @@ class Streams:
         except OSError as error:
             log.debug("nobody there any more: %s", error)
             return
-        with self._lock:
-            crowded = self._greeting >= GREETING_MAX
-            self._greeting += not crowded
-        if crowded:
+        if not self._room():
             log.warning("%s: a connection dropped unheard, too many are greeting", self.wire.name)
             sock.close()
             return
+        with self._lock:
+            self._greeting[sock] = None
         Thread(target=self._serve, args=(sock,), name="headrace-receive", daemon=True).start()
+
+    def _room(self) -> bool:
+        """Let one more greet. False: not even the oldest can be ended (within TLS)."""
+        with self._lock:
+            if len(self._greeting) >= GREETING_MAX:
+                oldest = next(iter(self._greeting))
+                try:
+                    oldest.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    return False
+                del self._greeting[oldest]
+        return True
 
     def _serve(self, sock: socket.socket) -> None:
         """A connection's whole life."""
@@ -90,10 +102,9 @@ class Streams:
         try:
             try:
                 channel = self.wire.accept(sock)
-                inbound = self._greet(channel)
+                inbound = self._greet(sock, channel)
             finally:
-                with self._lock:
-                    self._greeting -= 1
+                self._known(sock)
             if inbound is not None:
                 try:
                     inbound.serve(channel)
@@ -124,12 +135,17 @@ class Streams:
             channel.shut()
             self.service.leave(fd, channel.close)
 
-    def _greet(self, channel: Channel) -> Inbound | None:
+    def _known(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._greeting.pop(sock, None)
+
+    def _greet(self, sock: socket.socket, channel: Channel) -> Inbound | None:
         """Let it in as a lane of its link, or not (None: it has been told)."""
         done = Event()
         self.service.later(HANDSHAKE_S, lambda: None if done.is_set() else channel.abort())
         claim, answer = handshake.hear(channel, self._settings.secret, self._settings.address)
         done.set()
+        self._known(sock)
         if claim.lane == 0:
             inbound = Inbound(self._settings.address, self.site, self.service, claim, maps=self.wire.maps)
             inbound.join(0, channel)
