@@ -313,6 +313,10 @@ class Worker:
     def _receive(
         self, source: Address, target: Address, message: AnyMessage | wire.Control, payload: bytes
     ) -> None:
+        if source != HUB and isinstance(message, wire.Control):
+            # Only the hub says who joins, leaves, or what to load.
+            log.warning("%s says %s, which is the hub's to say: dropped", source, type(message).__name__)
+            return
         match message:
             case wire.Ping(now_ns):
                 self._hear(now_ns)
