@@ -155,10 +155,12 @@ def test_without_a_way_to_ask_it_is_refused(loaded):
 
 def test_a_query_that_names_what_is_not_there_is_refused(loaded):
     peers = Peers(loaded[1])
-    q = torch.zeros(1, 4, 16, dtype=torch.bfloat16)
+    q = torch.zeros(1, 4, loaded[1].groups[0].head_dim, dtype=torch.bfloat16)
     beyond = np.full(EACH, 3 * EACH, dtype=np.int32).tobytes()
     asked = b"".join(encode(Query(0, 0, 4, 0.25, (Piece(0, 1, 0, 1, beyond),)), q))
     with pytest.raises(ValueError, match="names no block"):
         peers.holders[A].answer(memoryview(asked))
+    with pytest.raises(ValueError, match="whole rows"):
+        peers.holders[A].answer(memoryview(asked[:-2]))
     with pytest.raises(msgspec.MsgspecError):
         peers.holders[A].answer(memoryview(b"\x04\x00\x00\x00none"))

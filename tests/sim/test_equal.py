@@ -49,6 +49,9 @@ def test_split_alone_and_depth_say_the_same(first: int):
     moved = 0
     for seed in range(first, first + 20):
         world = calm(seed)
+        if world.instance.lend_share:
+            # What is too long for one pool needs the others: `test_lending` plays these.
+            continue
         wanted = texts(simulate(at_depth(alone(world), 1)))
         for other in (at_depth(alone(world), 2), at_depth(split(world), 1), at_depth(split(world), 2), world):
             outcome = simulate(other)

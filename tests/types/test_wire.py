@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from headrace.nodes.journal import Record
-from headrace.types import events
+from headrace.types import events, lending, messages, swaps, tiers, weights
 from headrace.types.events import Command, Event
 from headrace.types.ids import Address, RequestId, SequenceKey
 from headrace.types.messages import AnyMessage, Message
@@ -70,14 +70,15 @@ def test_every_message_can_be_received_and_sent(kind: type):
 
 
 def test_the_unions_name_every_message_event_and_command():
-    assert set(get_args(AnyMessage)) == set(Message.__subclasses__())
-    structs = {
+    tagged = {
         kind
-        for kind in vars(events).values()
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == events.__name__
+        for module in (events, lending, messages, swaps, tiers, weights)
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__struct_config__.tag
     }
-    assert structs == set(get_args(Event)) | set(get_args(Command))
-    assert not set(get_args(Event)) & set(get_args(Command))
+    unions = [set(get_args(union)) for union in (AnyMessage, Event, Command)]
+    assert tagged - {Message} == set.union(*unions)
+    assert sum(map(len, unions)) == len(tagged) - 1, "nothing is of two kinds"
 
 
 def test_addresses_and_keys_have_an_order():

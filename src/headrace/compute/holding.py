@@ -69,6 +69,9 @@ class Holding:
         query = decoder.decode(asked[HEADER_BYTES:size])
         kv = self._pool[query.group]
         dim = kv.shape[5]
+        row = query.heads * dim * self._dtype.itemsize
+        if row < 1 or (len(asked) - size) % row:
+            raise ValueError(f"{len(asked) - size} bytes are no whole rows of {query.heads} heads of {dim}")
         # A copy is aligned, and may be written to, as torch wants it.
         q = torch.frombuffer(bytearray(asked[size:]), dtype=self._dtype).view(-1, query.heads, dim)
         states = torch.empty(answer_bytes(query, dim) // 4, dtype=torch.float32)

@@ -39,8 +39,14 @@ class Terms:
             self._of_version[0]["fingerprint"] = model.fingerprint
 
     def consider(self, apply: wire.Apply) -> None:
-        """Of one that has not loaded yet. Raises IncompatiblePeer naming the first field that differs."""
-        wire.check_compatible(self._expected, apply)
+        """Of one that has its folder's weights, to be loaded yet. Raises IncompatiblePeer naming the first field that differs."""
+        if self.version:
+            raise IncompatiblePeer(
+                f"the service has pushed weights, version {self.version}, which workers of other hosts cannot get: restart it with them"
+            )
+        fingerprint = self._of_version[0].get("fingerprint")
+        own = {"fingerprint": fingerprint} if fingerprint else {}
+        wire.check_compatible({**self._expected, **own}, apply)
 
     def accept(self, hello: wire.Hello) -> None:
         """Raises IncompatiblePeer naming the first field that differs."""
