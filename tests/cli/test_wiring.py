@@ -1,9 +1,11 @@
 from mmap import PAGESIZE
+from typing import Any
 
 import msgspec
 import pytest
 
-from headrace.cli.wiring import check_ranges
+from headrace.cli.options import ServeOptions
+from headrace.cli.wiring import check_ranges, check_together
 from headrace.types.errors import ConfigError
 from headrace.types.kv import GroupKind, KVGroup, KVSpec, Layout
 
@@ -16,3 +18,19 @@ def test_virtual_ranges_take_blocks_of_whole_pages() -> None:
     with pytest.raises(ConfigError, match=f"32 tokens takes 2048 bytes: give --block-size {size // 2}"):
         check_ranges(SMALL)
     check_ranges(msgspec.structs.replace(SMALL, layout=Layout.HEAD_MAJOR))
+
+
+@pytest.mark.parametrize(
+    ("settings", "push_key", "named"),
+    [
+        ({"lend_kv": 0.5, "host_cache": "1GiB"}, "", "--lend-kv"),
+        ({"lend_kv": 0.5, "preemption": "swap"}, "", "--preemption swap"),
+        ({"host_cache": "1GiB"}, "key", "--push-key"),
+        ({"lend_kv": 0.5}, "key", "--push-key"),
+        ({"preemption": "swap"}, "key", "--preemption swap"),
+    ],
+)
+def test_what_is_not_served_together_is_refused(settings: dict[str, Any], push_key: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_together(ServeOptions(separate_pools=True, **settings), push_key)
+    check_together(ServeOptions(separate_pools=True), push_key)

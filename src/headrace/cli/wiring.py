@@ -132,6 +132,21 @@ def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
     return tuple(WorkerSettings(name=f"{leaning}{i}", leaning=leaning) for leaning, i in leanings)
 
 
+def check_together(options: EngineOptions, push_key: str) -> None:
+    """Raises ConfigError for what cannot be served together yet: their meetings are not sound in simulation."""
+    tiers = options.host_cache is not None or options.disk_cache is not None
+    refused = (
+        (tiers and options.lend_kv > 0, "--lend-kv", "--host-cache or --disk-cache"),
+        (options.lend_kv > 0 and options.preemption.name == "swap", "--lend-kv", "--preemption swap"),
+        (push_key and tiers, "--push-key", "--host-cache or --disk-cache"),
+        (push_key and options.lend_kv > 0, "--push-key", "--lend-kv"),
+        (push_key and options.preemption.name == "swap", "--push-key", "--preemption swap"),
+    )
+    for meets, one, other in refused:
+        if meets:
+            raise ConfigError(f"{one} does not go with {other} yet: leave one of them out")
+
+
 def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:
     """Of each pool. Raises ConfigError if not even one sequence of full length fits."""
     spec = found.spec
@@ -183,6 +198,7 @@ def service_config(
 ) -> ServiceConfig:
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
+    check_together(options, push_key)
     check_ranges(found.spec)
     team = workers(options)
     pools = max(1, len(team)) if options.separate_pools else 1

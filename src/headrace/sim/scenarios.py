@@ -171,8 +171,14 @@ def draw_world(seed: int) -> World:
     policies = _draw_policies(Draws(rng, "policies")) | _draw_control(Draws(rng, "control"))
     swapping = Draws(rng, "swapping")
     instance = replace(instance, swap_blocks=(swapping.pick((0, 3, 8, 20, 60)),) * len(spec.groups))
+    # Loans beside swapping are not served together either, and a crowd that lends can starve one for long (seed 1598).
     lends = draw_lending(Draws(rng, "lending"), spec, len(places), longest, instance, pools)
+    if crowd or policies["engine.preemption"] == "swap":
+        lends = None
     instance, pools = lends or (instance, pools)
+    # Tiers beside loans, and new weights beside either or beside swapping, are not served together (`cli.wiring`).
+    tiers = None if lends else tiers
+    renews = tiers is None and lends is None and policies["engine.preemption"] != "swap"
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
@@ -204,7 +210,9 @@ def draw_world(seed: int) -> World:
         tiers=tiers,
         tier_faults=draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
-        faults=_draw_faults(rng, asks, names, serve, network.write_ns, policies, lends=lends is not None),
+        faults=_draw_faults(
+            rng, asks, names, serve, network.write_ns, policies, lends=lends is not None, renews=renews
+        ),
     )
 
 
@@ -311,6 +319,7 @@ def _draw_faults(
     policies: dict[str, str],
     *,
     lends: bool,
+    renews: bool,
 ) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
@@ -319,7 +328,7 @@ def _draw_faults(
     ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
     if "cluster.rebalance" in policies:
         ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
-    switches = _draw_switches(Draws(rng, "switches"), heal_ns)
+    switches = _draw_switches(Draws(rng, "switches"), heal_ns) if renews else ()
     if switches:
         ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
     if policies["engine.preemption"] == "swap":
