@@ -146,9 +146,9 @@ def two_hosts(folder: Path, *flags: str) -> Iterator[tuple[Hosts, Service, ExitS
 def test_prefill_on_one_host_and_decode_on_another(tmp_path: Path) -> None:
     joining = ("worker", "--join", DOOR, *secret_of(tmp_path), "--leaning", "decode", "--name", "far")
     with two_hosts(tmp_path, "--prefill", "1", "--decode", "0") as (hosts, service, cleanup):
-        worker = hosts.start(hosts.there, cleanup, tmp_path / "worker.log", *joining)
         service.until(lambda: service.workers() == {"prefill0": 0})
         alone = [service.ask(prompt=LONG, seed=seed)[0] for seed in range(4)]
+        worker = hosts.start(hosts.there, cleanup, tmp_path / "worker.log", *joining)
         service.until(lambda: service.workers() == {"prefill0": 0, "far": 0})
         host = [i["host"] for i in service.ready()["instances"] if i["name"] == "far"]
         assert host and host[0]
