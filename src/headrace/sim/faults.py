@@ -16,6 +16,7 @@ from typing import Any
 from headrace.nodes.router import Router
 from headrace.sim.network import Partition
 from headrace.sim.nodes import Node, Worker
+from headrace.sim.rng import Draws
 from headrace.sim.shell import Shell
 from headrace.types.events import DrainAsked
 from headrace.types.ids import RequestId
@@ -211,3 +212,20 @@ class Faults:
                     self._at(at_ns, "ambushes", what, shell.network.break_sessions, *names, until_ns)
                 else:
                     self._at(at_ns, "ambushes", what, shell.network.part, Partition(at_ns, until_ns, *names))
+
+
+def early(draws: Draws, heal_ns: int) -> int:
+    """A time before healing, the earlier the likelier: there is most to do in the beginning."""
+    return 1 + int(draws.uniform() ** 2 * (heal_ns - 1))
+
+
+def draw_switches(draws: Draws, heal_ns: int, share: float) -> tuple[NewWeights, ...]:
+    """In such a share of the worlds."""
+    if not draws.chance(share):
+        return ()
+    pushes: list[NewWeights] = []
+    for _ in range(draws.between(1, 3)):
+        at_ns, hold_ns = early(draws, heal_ns), draws.pick((1, 50, 500, 3000)) * 1000
+        dropped_ns = draws.between(1, 2 * hold_ns) if draws.chance(0.2) else 0
+        pushes.append(NewWeights(at_ns, draws.pick(tuple(Running)), hold_ns, dropped_ns))
+    return tuple(pushes)

@@ -13,7 +13,7 @@ from headrace import registry
 from headrace.engine.memory import Memory
 from headrace.nodes.limits import Caching, InstanceConfig, Stream, TierConfig
 from headrace.nodes.router import RouterConfig
-from headrace.sim.faults import Ambush, Break, FaultPlan, NewWeights, Slowdown, Victim
+from headrace.sim.faults import Ambush, Break, FaultPlan, Slowdown, Victim, draw_switches, early
 from headrace.sim.lending import LENDING, Pools, draw_lending
 from headrace.sim.network import NetworkConfig, Partition
 from headrace.sim.rng import Draws, KeyedRng
@@ -25,7 +25,6 @@ from headrace.types.ids import PoolId, RequestId
 from headrace.types.kv import GroupKind, KVGroup, KVSpec
 from headrace.types.payload import SamplingParams, SequencePayload
 from headrace.types.request import NEVER_NS, Request
-from headrace.types.weights import Running
 
 SCATTER = "scatter"
 """Placement at random (`sim.scatter`): not a policy that anybody would want, but one that leaves no path out."""
@@ -328,7 +327,7 @@ def _draw_faults(
     ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
     if "cluster.rebalance" in policies:
         ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
-    switches = _draw_switches(Draws(rng, "switches"), heal_ns) if renews else ()
+    switches = draw_switches(Draws(rng, "switches"), heal_ns, SHARE) if renews else ()
     if switches:
         ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
     if policies["engine.preemption"] == "swap":
@@ -356,9 +355,9 @@ def _draw_kills(draws: Draws, names: list[str], heal_ns: int) -> tuple[tuple[int
     if not draws.chance(SHARE * 0.7):
         return ()
     if draws.chance(0.1):
-        at_ns = _early(draws, heal_ns)
+        at_ns = early(draws, heal_ns)
         return tuple((at_ns, name) for name in names)
-    return tuple((_early(draws, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3)))
+    return tuple((early(draws, heal_ns), draws.pick(names)) for _ in range(draws.between(1, 3)))
 
 
 def _draw_leaves(draws: Draws, asks: tuple[Ask, ...]) -> tuple[tuple[int, RequestId, int | None], ...]:
@@ -396,7 +395,7 @@ def _draw_breaks(draws: Draws, names: list[str], serve: tuple[str, ...], heal_ns
         return ()
     breaks: list[Break] = []
     for _ in range(draws.between(1, 8)):
-        at_ns = _early(draws, heal_ns)
+        at_ns = early(draws, heal_ns)
         until_ns = min(heal_ns, at_ns + 1 + int(draws.uniform() ** 2 * MILLI))
         one = draws.pick(names)
         others = draws.pick(((draws.pick(names),), serve, (*serve, *names)))
@@ -412,7 +411,7 @@ def _draw_partitions(
         return ()
     partitions: list[Partition] = []
     for _ in range(draws.between(1, 3)):
-        start_ns = _early(draws, heal_ns)
+        start_ns = early(draws, heal_ns)
         end_ns = min(heal_ns, start_ns + 1 + int(draws.uniform() ** 2 * 2 * MILLI))
         on_left = [draws.chance(0.5) for _ in names]
         left = tuple(name for name, is_left in zip(names, on_left, strict=True) if is_left)
@@ -422,22 +421,6 @@ def _draw_partitions(
             left, right = right, left
         partitions.append(Partition(start_ns, end_ns, left, right, draws.chance(0.6)))
     return tuple(partitions)
-
-
-def _draw_switches(draws: Draws, heal_ns: int) -> tuple[NewWeights, ...]:
-    if not draws.chance(SHARE):
-        return ()
-    pushes: list[NewWeights] = []
-    for _ in range(draws.between(1, 3)):
-        at_ns, hold_ns = _early(draws, heal_ns), draws.pick((1, 50, 500, 3000)) * MICRO
-        dropped_ns = draws.between(1, 2 * hold_ns) if draws.chance(0.2) else 0
-        pushes.append(NewWeights(at_ns, draws.pick(tuple(Running)), hold_ns, dropped_ns))
-    return tuple(pushes)
-
-
-def _early(draws: Draws, heal_ns: int) -> int:
-    """A time before healing, the earlier the likelier: there is most to do in the beginning."""
-    return 1 + int(draws.uniform() ** 2 * (heal_ns - 1))
 
 
 def _draw_slowdowns(draws: Draws, names: list[str], heal_ns: int) -> tuple[Slowdown, ...]:
