@@ -9,7 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -339,14 +339,13 @@ def test_a_name_that_is_taken_is_waited_for() -> None:
 async def shout(port: int, noise: bytes) -> None:
     """Say it, and hear the other side hang up."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(noise)
-    await writer.drain()
-    writer.write_eof()
-    try:
+    # It may hang up at any byte: what is said after that fails, with ENOTCONN where a half-close meets the end.
+    with suppress(OSError):
+        writer.write(noise)
+        await writer.drain()
+        writer.write_eof()
         while await reader.read(4096):
             pass
-    except ConnectionError:
-        pass
     writer.close()
 
 

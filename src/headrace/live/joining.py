@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from socket import SOCK_DGRAM, SOCK_STREAM, getaddrinfo, socket
@@ -31,7 +30,7 @@ from headrace.live.clock import Clock
 from headrace.live.keys import Keys
 from headrace.live.pools import Pool, check_memory
 from headrace.live.settings import PoolLayout, SharedPool, WorkerConfig
-from headrace.live.worker import Dismissal, MakeExecutor, Worker
+from headrace.live.worker import Dismissal, MakeExecutor, Worker, leave
 from headrace.types.errors import ConfigError, HeadraceError, IncompatiblePeer
 from headrace.types.ids import Address
 from headrace.types.messages import AnyMessage
@@ -268,7 +267,4 @@ def run_joined(joining: Joining, make_executor: MakeExecutor, again: Callable[[]
     except Exception:
         log.exception("the worker failed")
         status = 1
-    logging.shutdown()
-    sys.stderr.flush()
-    # Past the interpreter's own end: the executor's thread may stand in native code.
-    os._exit(status)
+    leave(status)

@@ -42,7 +42,7 @@ from headrace.live.store import Store
 from headrace.live.team import Team, check_names
 from headrace.live.terms import Terms
 from headrace.live.tiers import Tiers
-from headrace.live.transports import check_transport
+from headrace.live.transports import is_of_one_host
 from headrace.types.errors import ConfigError, HeadraceError, Overloaded, RequestFailed
 from headrace.types.events import (
     Command,
@@ -82,9 +82,8 @@ class Service:
         if config.listen and config.record is not None:
             raise ConfigError("--record keeps services of one host: leave --listen out")
         engine_policies(config.engine)
-        check_transport(config.transfer.transport)
-        if config.listen and config.transfer.transport == "shm":
-            raise ConfigError("--transport shm leads to no other host: leave it out")
+        if is_of_one_host(config.transfer.transport) and config.listen:
+            raise ConfigError(f"--transport {config.transfer.transport} leads to no other host: leave it out")
         self._config = config
         self._threads = config.threads or max(1, len(os.sched_getaffinity(0)) // max(1, len(config.workers)))
         """Of each worker."""

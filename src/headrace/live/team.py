@@ -38,6 +38,7 @@ from headrace.live.settings import (
     lease_blocks,
 )
 from headrace.live.terms import Terms
+from headrace.live.transports import AUTO
 from headrace.types.errors import ConfigError, IncompatiblePeer
 from headrace.types.events import DrainAsked, PeerLost, PeerUp
 from headrace.types.ids import Address
@@ -244,7 +245,7 @@ class Team:
         instance = replace(self._config.instance, lease_blocks=lease_blocks(min(apply.blocks), 1))
         config = self._config_of(member.address, -1, layout_of(self._model.spec, apply.blocks))
         # Memory that it maps could not be fenced: nobody here can end its process.
-        transport = "tcp" if config.transfer.transport == "auto" else config.transfer.transport
+        transport = AUTO[-1] if config.transfer.transport == "auto" else config.transfer.transport
         transfer = replace(config.transfer, transport=transport)
         offer = replace(
             config, parent=0, endpoint="", threads=0, options={}, instance=instance, transfer=transfer

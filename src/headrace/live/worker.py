@@ -135,9 +135,13 @@ def end_with(serve: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
     except Exception:
         log.exception("the worker failed")
         status = 1
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process past the interpreter's own end: the executor's thread may stand in native code."""
     logging.shutdown()
     sys.stderr.flush()
-    # Past the interpreter's own end: the executor's thread may stand in native code.
     os._exit(status)
 
 

@@ -7,11 +7,11 @@ with the shard's serial number (24) and its channel (8): what a network card's c
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.transfer.runs import WEIGHT_MAX
+from headrace.transfer.target import SLOTS
 from headrace.types.errors import TransferError
 from headrace.types.ids import Address
 
-SLOTS = 1 << 16
-WEIGHT_MAX = (1 << 16) - 1
 CHANNELS = 1 << 8
 SERIALS = 1 << 24
 

@@ -5,7 +5,6 @@ registered, so a descriptor that outlives its region, or is made up, is refused.
 """
 
 import secrets
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -72,9 +71,6 @@ class Regions:
     def __init__(self) -> None:
         self._regions: dict[int, Region] = {}
         self._next = 0
-
-    def __iter__(self) -> Iterator[Region]:
-        return iter(self._regions.values())
 
     def __contains__(self, region: Region) -> bool:
         return self._regions.get(region.number) is region

@@ -157,6 +157,10 @@ class Transport(Protocol):
         ...
 
 
+AUTO = ("shm", "tcp")
+"""What "auto" stands for, the preferred one first. The last one leads to other hosts, too."""
+
+
 def check_transport(name: str) -> None:
     """Raises ConfigError naming what exists."""
     # "loop" joins engines of one process: tests make it by hand.
@@ -165,8 +169,14 @@ def check_transport(name: str) -> None:
         raise ConfigError(f"no live.transports {name!r}; there are: {', '.join(sorted(names))}")
 
 
+def is_of_one_host(name: str) -> bool:
+    """Do only processes of one host reach each other by it? Raises ConfigError."""
+    check_transport(name)
+    return name != "auto" and import_module(f"headrace.live.transports.{name}").Transport.one_host
+
+
 def open_transports(name: str, settings: Settings) -> dict[str, Transport]:
     """By name, the preferred one first; "auto": shared memory between processes of one host, else TCP. Raises ConfigError."""
     check_transport(name)
-    chosen = ("shm", "tcp") if name == "auto" else (name,)
+    chosen = AUTO if name == "auto" else (name,)
     return {n: import_module(f"headrace.live.transports.{n}").Transport(settings) for n in chosen}
