@@ -11,7 +11,7 @@ VOCABULARY = 32_000
 
 def qwen3_shape() -> Path:
     """Its folder; made on the first call (0.9 GiB, about ten seconds)."""
-    if not (FOLDER / "model.safetensors").exists():
+    if not all((FOLDER / name).exists() for name in ("model.safetensors", "tokenizer.json")):
         make(FOLDER)
     return FOLDER
 

@@ -64,8 +64,16 @@ class Stream:
                 self.failed += 1
 
 
+READY_S = 120
+
+
 async def ready(session: aiohttp.ClientSession, url: str, epochs: dict[str, int]) -> dict[str, int]:
-    """Wait until all workers are, under later epochs than these; theirs."""
+    """Wait until all workers are, under later epochs than these; theirs. Raises TimeoutError."""
+    async with asyncio.timeout(READY_S):
+        return await reached(session, url, epochs)
+
+
+async def reached(session: aiohttp.ClientSession, url: str, epochs: dict[str, int]) -> dict[str, int]:
     while True:
         try:
             async with session.get(f"{url}/ready") as answer:
@@ -100,7 +108,9 @@ async def reload(
     """Copy the files, then restart all workers. Seconds of either."""
     begun = perf_counter()
     for file in files:
-        await asyncio.to_thread(shutil.copyfile, file, served / file.name)
+        # In its place at once: running workers have the old file mapped.
+        await asyncio.to_thread(shutil.copyfile, file, served / "coming")
+        (served / "coming").replace(served / file.name)
     copied = perf_counter()
     epochs = await ready(session, url, {})
     async with session.get(f"{url}/ready") as answer:
@@ -114,7 +124,7 @@ async def reload(
 def serve(served: Path, port: int) -> subprocess.Popen[bytes]:
     flags = ["--port", str(port), "--push-key", KEY, "--threads", "1", "--max-model-len", "1024"]
     command = [sys.executable, "-m", "headrace.cli.main", "serve", str(served), *flags, "--kv-memory", "1GiB"]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def free_port() -> int:
@@ -142,6 +152,7 @@ async def measure(o: argparse.Namespace, new: Path, served: Path, ports: tuple[i
                 "reload": (reloaded, lambda: reload(session, reloaded, files, served)),
             }
             for way, (url, action) in ways.items():
+                print(f"round {round_} of {o.rounds} (0 warms up): {way}", file=sys.stderr, flush=True)
                 result, gap, failed = await during(session, url, o.clients, action)
                 if round_:
                     found["pushes" if way == "push" else "reloads"].append(result)

@@ -3,6 +3,7 @@
     python tools/make_model.py FOLDER [--layers 28 --hidden 1024 ...]
 
 The defaults are Qwen3-0.6B's shape with a vocabulary of 32,000. Weights are drawn from a seeded normal distribution (0.02), norms are ones.
+The tokenizer is one of bytes: text is encoded byte by byte, the words beyond these are made-up ones that only decode.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 def config(options: argparse.Namespace) -> dict[str, object]:
@@ -68,6 +70,20 @@ def tensors(options: argparse.Namespace) -> dict[str, torch.Tensor]:
     return made
 
 
+def tokenizer(options: argparse.Namespace) -> Tokenizer:
+    """Word 0 ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|end|>", *alphabet]
+    if options.vocabulary < len(words):
+        raise SystemExit(f"--vocabulary {options.vocabulary} is too small for bytes: at least {len(words)}")
+    words += [f"<{number}>" for number in range(len(words), options.vocabulary)]
+    made = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(words[:1])
+    return made
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,8 +98,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
+    words = tokenizer(options)
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "config.json").write_text(json.dumps(config(options), indent=1) + "\n")
+    words.save(str(options.folder / "tokenizer.json"))
+    (options.folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}\n')
     save_file(tensors(options), options.folder / "model.safetensors", metadata={"format": "pt"})
     print(f"made {options.folder}: {sum(p.stat().st_size for p in options.folder.iterdir()) / 2**20:.0f} MiB")
 

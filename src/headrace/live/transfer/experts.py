@@ -2,10 +2,10 @@
 
 After TransferEngine (arXiv 2510.27656, section 6): scatter writes and counts in place of a padded all-to-all. A step, on each rank:
  1. `dispatch`: one scatter call sends every peer a header (how many rows, which of its experts each wants, with what weight) and the
-    rows themselves, into memory that the peer keeps for this sender alone: nobody waits for counts before it sends.
- 2. When the headers of all peers have come, what they announce is expected; rows that came first count, too. When all are there, in
-    whatever order, the caller computes (`Dispatched.compute`).
- 3. `combine`: each sender gets its rows back, one write a peer. Its owner knows how many come. It sums them in the order of the ranks.
+    rows themselves, as one write into memory that the peer keeps for this sender alone: nobody waits for counts before it sends.
+ 2. A write weighs the same whatever it carries, so what to expect is known beforehand. When all peers' are there, in whatever order,
+    the caller computes (`Dispatched.compute`).
+ 3. `combine`: each sender gets its rows back, one write a peer. It sums them in the order of the ranks.
 A token's row travels once to a rank, however many of its experts lie there; a rank's part goes through its experts in ascending order.
 So the result is the same to the bit whatever arrives first. A rank can be one step ahead of another, never two: slots and headers
 alternate.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from headrace.live.pools import SEALS
 from headrace.live.transfer import pieces as forms
-from headrace.live.transfer.counters import WEIGHT_MAX, ImmCounter, immediate
+from headrace.live.transfer.counters import ImmCounter, immediate
 from headrace.live.transfer.engine import TransferEngine
 from headrace.live.transfer.pieces import Pieces
 from headrace.live.transfer.regions import Descriptor
@@ -38,8 +38,10 @@ Rows = NDArray[np.uint8]
 Compute = Callable[[int, Rows], Floats]
 """(expert, rows [n, row_bytes]) -> [n, hidden] f32; the expert's number among all."""
 
-COUNTS, ROWS, RESULTS = 0, 1, 2
+ROWS, RESULTS = 0, 1
 """What a slot counts: `2 * kind + parity of the step`."""
+WRITE = 64
+"""Of each write, its weight: it may be dealt over as many lanes."""
 CHANNEL = 1
 """The engine's channel: slots of others are not in the way."""
 CHOICE = np.dtype([("expert", np.int32), ("weight", np.float32)])
@@ -75,8 +77,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ConfigError."""
         if self.experts % self.ranks or not 1 <= self.chosen <= self.experts:
             raise ConfigError(f"{self.experts} experts, {self.chosen} a token, do not fit {self.ranks} ranks")
-        if not 1 <= self.rows <= WEIGHT_MAX:
-            raise ConfigError(f"{self.rows} rows from rank to rank are not between 1 and {WEIGHT_MAX}")
+        if self.rows < 1:
+            raise ConfigError(f"{self.rows} rows from rank to rank: give rows_max or tokens_max at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +219,14 @@ class Experts:
         await self._settled()
         parity = self._step % 2
         self._step += 1
-        headers = self._expect(COUNTS, parity, len(self._peers))
-        owed = sum(len(chosen) for rank, chosen in enumerate(targets) if rank != self.rank)
+        coming = self._expect(ROWS, parity, len(self._peers))
+        owing = sum(len(chosen) > 0 for rank, chosen in enumerate(targets) if rank != self.rank)
         self._tokens = len(rows)
         self._returns = tuple(chosen.astype(np.int32) for chosen in targets)
-        self._back = self._expect(RESULTS, parity, owed)
+        self._back = self._expect(RESULTS, parity, owing)
         self._send(rows, experts, weights, targets, parity)
-        await self._wait(headers, "headers")
+        await self._wait(coming, "rows")
         counts = [self._announced(rank, parity) for rank in range(self.shape.ranks)]
-        counts[self.rank] = len(targets[self.rank])
-        coming = sum(count for rank, count in enumerate(counts) if rank != self.rank)
-        await self._wait(self._expect(ROWS, parity, coming), "rows")
         return self._received(counts, parity)
 
     async def combine(self, results: Floats, counts: Sequence[int]) -> Floats:
@@ -242,7 +241,7 @@ class Experts:
             at += count
             if rank != self.rank and count:
                 run = forms.single(begin, layout.results(self.rank), count * layout.result_bytes)
-                parts.append((self._peers[rank], run, immediate(_slot(RESULTS, parity), count)))
+                parts.append((self._peers[rank], run, immediate(_slot(RESULTS, parity), WRITE)))
         self._scatter(parts)
         await self._wait(self._back, "results")
         out = np.zeros((self._tokens, self.shape.hidden), np.float32)
@@ -281,16 +280,12 @@ class Experts:
                 own = self._bytes[layout.rows(rank) : layout.rows(rank) + len(chosen) * shape.row_bytes]
                 own.reshape(len(chosen), shape.row_bytes)[:] = rows[chosen]
                 continue
-            header = forms.single(begin, layout.header(self.rank, parity), used)
-            parts.append((self._peers[rank], header, immediate(_slot(COUNTS, parity), 1)))
-            if len(chosen):
-                run = np.empty((len(chosen), 3), np.int64)
-                run[:, 0] = layout.inputs + chosen * shape.row_bytes
-                run[:, 1] = layout.rows(self.rank) + np.arange(len(chosen)) * shape.row_bytes
-                run[:, 2] = shape.row_bytes
-                parts.append(
-                    (self._peers[rank], forms.merge(run), immediate(_slot(ROWS, parity), len(chosen)))
-                )
+            run = np.empty((1 + len(chosen), 3), np.int64)
+            run[0] = begin, layout.header(self.rank, parity), used
+            run[1:, 0] = layout.inputs + chosen * shape.row_bytes
+            run[1:, 1] = layout.rows(self.rank) + np.arange(len(chosen)) * shape.row_bytes
+            run[1:, 2] = shape.row_bytes
+            parts.append((self._peers[rank], forms.merge(run), immediate(_slot(ROWS, parity), WRITE)))
         self._scatter(parts)
 
     def _write_header(self, begin: int, experts: Ints, weights: Floats, rank: int) -> int:
@@ -327,10 +322,10 @@ class Experts:
 
     # Receiving
 
-    def _expect(self, kind: int, parity: int, count: int) -> asyncio.Future[None]:
+    def _expect(self, kind: int, parity: int, writes: int) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if count:
-            self._counter.expect(_slot(kind, parity), count, partial(_fulfil, done))
+        if writes:
+            self._counter.expect(_slot(kind, parity), writes * WRITE, partial(_fulfil, done))
         else:
             done.set_result(None)
         return done
@@ -359,7 +354,7 @@ class Experts:
     def _announced(self, rank: int, parity: int) -> int:
         begin = self._layout.header(rank, parity)
         count = int(self._bytes[begin : begin + 8].view(np.int64)[0])
-        if rank != self.rank and not 0 <= count <= self.shape.rows:
+        if not 0 <= count <= self.shape.rows:
             raise TransferError(f"rank {rank} announces {count} rows, {self.shape.rows} are the most")
         return count
 
