@@ -28,7 +28,7 @@ from headrace.types.service import InstanceStatus, ServiceInfo, ServiceStatus
 
 MODEL = "fake-model"
 LENGTH_MAX = 256
-WAIT_S = 10
+WAIT_S = 60
 """Longest a test waits for something that must happen; reached only when it fails."""
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -268,9 +269,12 @@ def test_the_real_client_raises_the_right_error(client: openai.OpenAI, gateway: 
 )
 def test_no_http(http: httpx.Client, running: Running, data: bytes) -> None:
     with running.connect() as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
         received = b""
-        while part := connection.recv(65536):
-            received += part
+        # It may hang up at any byte: what is said after that fails, with ENOTCONN where a half-close meets the end.
+        with suppress(OSError):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while part := connection.recv(65536):
+                received += part
     assert received == b"" or received.startswith(b"HTTP/1.1 400")

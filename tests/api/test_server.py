@@ -49,10 +49,10 @@ class TestDrain:
             running.drain()
             ready = wait_for_draining(running)
             assert ready.json()["reason"] == "draining"
-            refused = httpx.post(f"{running.address}/v1/completions", json=BODY)
+            refused = httpx.post(f"{running.address}/v1/completions", json=BODY, timeout=WAIT_S)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["error"]["code"] == "draining"
-            assert httpx.get(f"{running.address}/health").status_code == 200
+            assert httpx.get(f"{running.address}/health", timeout=WAIT_S).status_code == 200
             assert gateway.pace is not None
             gateway.pace.allow(2)
             assert list(lines)[-1] == "data: [DONE]"

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.api.settings import ApiSettings
 from headrace.api.tokenizer import Tokenizer
-from tests.api.fakes import LENGTH_MAX, MODEL, FakeGateway, serving
+from tests.api.fakes import LENGTH_MAX, MODEL, WAIT_S, FakeGateway, serving
 
 BODY = {"model": MODEL, "prompt": "The quick fox", "max_tokens": 4, "ignore_eos": True}
 
@@ -103,7 +103,7 @@ def test_api_keys(tokenizer: Tokenizer) -> None:
     gateway = FakeGateway(tokenizer)
     with (
         serving(gateway, tokenizer, ApiSettings(api_keys=("first", "second"))) as running,
-        httpx.Client(base_url=running.address) as plain,
+        httpx.Client(base_url=running.address, timeout=WAIT_S) as plain,
     ):
         for key in ("first", "second"):
             with openai.OpenAI(base_url=f"{running.address}/v1", api_key=key) as client:
@@ -125,11 +125,10 @@ def test_web_pages_may_call_if_allowed(tokenizer: Tokenizer) -> None:
     settings = ApiSettings(allowed_origins=("https://chat.example",), api_keys=("k",))
     preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
     with serving(FakeGateway(tokenizer), tokenizer, settings) as running:
-        allowed = httpx.options(f"{running.address}/v1/completions", headers=preflight)
+        url = f"{running.address}/v1/completions"
+        allowed = httpx.options(url, headers=preflight, timeout=WAIT_S)
         assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
-        other = httpx.options(
-            f"{running.address}/v1/completions", headers=preflight | {"origin": "https://x.example"}
-        )
+        other = httpx.options(url, headers=preflight | {"origin": "https://x.example"}, timeout=WAIT_S)
         assert "access-control-allow-origin" not in other.headers
 
 
@@ -143,7 +142,8 @@ def test_sampling_defaults_of_the_checkpoint(tokenizer: Tokenizer) -> None:
     for settings in (ApiSettings(), ApiSettings(model_defaults=False)):
         gateway = FakeGateway(recommended)
         with serving(gateway, recommended, settings) as running:
-            httpx.post(f"{running.address}/v1/completions", json=BODY | {"top_p": 0.5})
+            asked = BODY | {"top_p": 0.5}
+            httpx.post(f"{running.address}/v1/completions", json=asked, timeout=WAIT_S)
         sampling = gateway.submissions[0].payload.sampling
         fields.append((sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty))
     assert fields == [(0.6, 0.5, 20, 1.05), (1.0, 0.5, 0, 1.0)]
@@ -154,7 +154,10 @@ def samples(tokenizer: Tokenizer) -> dict[str, float]:
     """All samples after two completions of four tokens and one refused request, by name and telling labels."""
     gateway = FakeGateway(tokenizer)
     gateway.cached = 2
-    with serving(gateway, tokenizer) as running, httpx.Client(base_url=running.address) as plain:
+    with (
+        serving(gateway, tokenizer) as running,
+        httpx.Client(base_url=running.address, timeout=WAIT_S) as plain,
+    ):
         plain.post("/v1/completions", json=BODY)
         plain.post("/v1/completions", json=BODY | {"stream": True})
         plain.post("/v1/completions", json=BODY | {"n": 0})

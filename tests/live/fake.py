@@ -5,6 +5,7 @@ beginning and at its end. A block that is missing, stale or half copied therefor
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,11 +50,15 @@ class Opened:
 class FakeExecutor:
     """Implements `ports.Executor`."""
 
-    def __init__(self, buffers: list[memoryview], step_s: float = 0.0, fault: str = "") -> None:
+    def __init__(
+        self, buffers: list[memoryview], step_s: float = 0.0, fault: str = "", dies_at: int = 0
+    ) -> None:
+        """`dies_at`: in its step of this number, counted from 1, its process is killed."""
         self._buffers = buffers
         self._step_s = step_s
         self.version = 0
         self._fault = fault
+        self._steps_left = dies_at
         self._opened: dict[SequenceKey, Opened] = {}
         self._last = StepId(0)
 
@@ -75,6 +80,9 @@ class FakeExecutor:
         if plan.base != self._last:
             raise ValueError(f"{plan.step} continues {plan.base}, not {self._last}")
         self._last = plan.step
+        self._steps_left -= 1
+        if not self._steps_left:
+            os.kill(os.getpid(), signal.SIGKILL)
         started_ns = time.monotonic_ns()
         time.sleep(self._step_s)
         for key in plan.ends:
@@ -240,7 +248,8 @@ def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
     if options.get("start_fault") == config.address.name or restart_fault:
         raise RuntimeError("the model cannot be loaded")
     odd = options.get("odd", {}) if options.get("odd_worker") == config.address.name else {}
-    executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""))
+    dies_at = options.get("dies_at", {}).get(config.address.name, 0) if config.address.epoch == 0 else 0
+    executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""), dies_at)
     executor.version = config.info.version
 
     def prepare(staged: Staged) -> Renewal:

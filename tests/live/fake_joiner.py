@@ -36,8 +36,8 @@ def joining_of(port: int, secret: str, settings: dict[str, Any]) -> Joining:
         apply=Apply(**{**said, **settings.get("odd", {})}),
         layout=layout,
         threads=1,
-        timeout_ns=settings.get("timeout_ms", 10_000) * MS,
-        retire_ns=settings.get("retire_ms", 10_000) * MS,
+        timeout_ns=settings.get("timeout_ms", 60_000) * MS,
+        retire_ns=settings.get("retire_ms", 60_000) * MS,
         silence_ns=settings.get("silence_ms", 10_000) * MS,
         options=settings.get("options", {}),
     )

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from headrace.types.request import Request
 from tests.live.fake import SPEC, VOCABULARY, expected
 
 REPOSITORY = Path(__file__).parents[2]
+HANG_S = 120.0
+"""Only a test that hangs takes so long, on however slow a machine."""
 COMMAND = [sys.executable, "-m", "tests.live.fake_worker"]
 MODEL = Model(name="fake", fingerprint="fake", spec=SPEC, vocabulary=VOCABULARY, length_max=4096)
 SPLIT = (
@@ -37,7 +39,7 @@ def config_for(**fields: Any) -> ServiceConfig:
     return replace(config, **fields)
 
 
-def run(test: Coroutine[Any, Any, None], timeout_s: float = 30.0) -> None:
+def run(test: Coroutine[Any, Any, None], timeout_s: float = HANG_S) -> None:
     async def within() -> None:
         async with asyncio.timeout(timeout_s):
             await test
@@ -87,6 +89,30 @@ async def collect(service: Service, wanted: Submission) -> dict[int, list[int]]:
 def take(texts: dict[int, list[int]], chunk: Chunk) -> None:
     assert chunk.first == len(texts[chunk.choice]), "a chunk is lost or doubled"
     texts[chunk.choice] += chunk.token_ids
+
+
+async def hear(service: Service, wanted: Submission, enough: Callable[[], bool]) -> list[int]:
+    """What one choice says until `enough()`, and twenty tokens more: whatever was waited for happened while it ran."""
+    texts: dict[int, list[int]] = {0: []}
+    more = 0
+    async with aclosing(service.submit(wanted)) as stream:
+        async for chunk in stream:
+            take(texts, chunk)
+            more += enough()
+            if more >= 20:
+                return texts[0]
+    raise AssertionError(f"it ended after {len(texts[0])} tokens, before what was waited for")
+
+
+def drawn(service: Service) -> int:
+    """Tokens, since the start."""
+    return service.status().counters.get("tokens_generated", 0)
+
+
+def quiet(service: Service) -> bool:
+    """No worker has anything left, as far as it has said."""
+    reports = [i.report for i in service.status().instances]
+    return all(r is not None and not (r.running or r.waiting or r.held or r.receiving) for r in reports)
 
 
 def wanted_of(wanted: Submission) -> dict[int, list[int]]:

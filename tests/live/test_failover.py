@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 
 import pytest
 
@@ -14,7 +13,7 @@ from headrace.nodes.limits import InstanceConfig, RouterConfig
 from headrace.types.errors import RequestFailed
 from headrace.types.payload import Submission
 from tests.live.fake import FAULT
-from tests.live.serving import SPLIT, collect, prompt_of, run, serving, submission, take, until, wanted_of
+from tests.live.serving import SPLIT, collect, prompt_of, run, serving, submission, until, wanted_of
 
 FLEET = (*SPLIT, WorkerSettings(name="mixed-0"))
 MS = 1_000_000
@@ -34,20 +33,22 @@ def many(service: Service, count: int, tokens: int) -> list[Submission]:
     return [submission(service, prompt_of(i, 40 + i), tokens, seed=i) for i in range(count)]
 
 
+DEATHS = {"prefill-0": 3, "decode-0": 6, "mixed-0": 4}
+"""In which step of theirs workers are killed: there is work in it, and more of it to come."""
+
+
 @pytest.mark.parametrize("transport", ["none", "shm", "tcp"])
-@pytest.mark.parametrize("victim", [w.name for w in FLEET])
+@pytest.mark.parametrize("victim", DEATHS)
 def test_a_killed_worker_costs_no_token(victim: str, transport: str) -> None:
     async def scenario() -> None:
         shared = transport == "none"
         transfer = TransferSettings(transport="auto" if shared else transport, lanes=2)
+        options = {"step_s": 0.004, "dies_at": {victim: DEATHS[victim]}}
         async with serving(
-            workers=FLEET, shared=shared, transfer=transfer, options={"step_s": 0.004}, instance=SMALL
+            workers=FLEET, shared=shared, transfer=transfer, options=options, instance=SMALL
         ) as service:
             wanted = many(service, 32, 60)
-            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
-            await until(lambda: service.status().counters.get("tokens_generated", 0) > 5)
-            os.kill(pid_of(service, victim), signal.SIGKILL)
-            texts = await asyncio.gather(*streams)
+            texts = await asyncio.gather(*(collect(service, w) for w in wanted))
             assert texts == [wanted_of(w) for w in wanted]
             assert service.status().counters["failovers"] > 0
             await until(lambda: all(i.state == "ready" for i in service.status().instances))
@@ -58,32 +59,29 @@ def test_a_killed_worker_costs_no_token(victim: str, transport: str) -> None:
     run(scenario())
 
 
-def test_a_client_sees_its_stream_go_on_within_a_second() -> None:
+def test_a_stream_waits_neither_for_a_deadline_nor_for_a_new_worker() -> None:
+    """A death is seen at once, and another worker goes on: it takes less than a second unless the machine is slow."""
+
     async def scenario() -> None:
-        async with serving(workers=SPLIT, options={"step_s": 0.004}) as service:
+        options = {"step_s": 0.004, "dies_at": {"decode-0": 30}}
+        never = {"silence_ns": 10**12, "backoff_ns": 10**12, "backoff_max_ns": 10**12}
+        async with serving(workers=SPLIT, options=options, **never) as service:
             wanted = submission(service, prompt_of(1, 60), 100)
-            texts: dict[int, list[int]] = {0: []}
-            gap_s, killed, last = 0.0, False, time.monotonic()
-            async for chunk in service.submit(wanted):
-                take(texts, chunk)
-                gap_s, last = max(gap_s, time.monotonic() - last) if killed else 0.0, time.monotonic()
-                if not killed and len(texts[0]) == 30:
-                    os.kill(pid_of(service, "decode-0"), signal.SIGKILL)
-                    killed = True
-            assert texts == wanted_of(wanted)
-            assert gap_s < 1.0
+            assert await collect(service, wanted) == wanted_of(wanted)
+            assert service.status().counters["failovers"] == 1 and not service.members.restarts
 
     run(scenario())
 
 
 def test_a_worker_that_hangs_is_killed_and_its_streams_go_on() -> None:
     async def scenario() -> None:
-        async with serving(heartbeat_ns=50 * MS, silence_ns=300 * MS, options={"step_s": 0.004}) as service:
+        async with serving(heartbeat_ns=50 * MS, silence_ns=1500 * MS, options={"step_s": 0.004}) as service:
             wanted = many(service, 4, 60)
             streams = [asyncio.create_task(collect(service, w)) for w in wanted]
             await until(lambda: service.status().counters.get("tokens_generated", 0) > 40)
             os.kill(pid_of(service, "decode-0"), signal.SIGSTOP)
             assert await asyncio.gather(*streams) == [wanted_of(w) for w in wanted]
+            await until(lambda: service.members.restarts > 0)
             assert service.members.restarts == 1
 
     run(scenario())
@@ -162,9 +160,9 @@ def test_when_no_worker_can_be_started_any_more_requests_end() -> None:
 
 def test_a_long_step_is_not_a_silent_worker() -> None:
     async def scenario() -> None:
-        limits = {"heartbeat_ns": 50 * MS, "silence_ns": 200 * MS}
-        async with serving(workers=MIXED, options={"step_s": 0.6}, **limits) as service:
-            wanted = submission(service, prompt_of(1, 20), 2)
+        limits = {"heartbeat_ns": 50 * MS, "silence_ns": 1500 * MS}
+        async with serving(workers=MIXED, options={"step_s": 2.0}, **limits) as service:
+            wanted = submission(service, prompt_of(1, 20), 1)
             assert await collect(service, wanted) == wanted_of(wanted)
             assert service.members.restarts == 0
 

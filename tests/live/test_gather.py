@@ -190,7 +190,7 @@ class Gate:
     def __call__(self, source, target, pieces: Pieces) -> None:
         if target.number in self.into:
             self.entered.set()
-            assert self.released.wait(10)
+            assert self.released.wait(60)
         self._copy(source, target, pieces)
 
 
@@ -203,7 +203,7 @@ def test_a_source_that_dies_in_mid_scatter_is_forgotten_when_no_thread_copies_fo
         gate.into = [pair.target.region.number]
         before = bytes(pair.target.memory)
         pair.write(0, pieces)
-        await asyncio.to_thread(gate.entered.wait, 10)
+        assert await asyncio.to_thread(gate.entered.wait, 60)
         (intake,) = pair.target.path._intakes.values()
         forgetting = asyncio.ensure_future(asyncio.to_thread(pair.target.path.forget, A))
         while intake.copying is None or not intake.copying.stopped:

@@ -6,9 +6,11 @@ import signal
 
 import pytest
 
+from headrace.live.service import Service
 from headrace.live.settings import PolicySettings, WorkerSettings
 from headrace.nodes.limits import InstanceConfig
-from tests.live.serving import collect, prompt_of, run, serving, submission, until, wanted_of
+from tests.live.fake import expected
+from tests.live.serving import hear, prompt_of, run, serving, submission, until
 
 PAIR = (WorkerSettings(name="one"), WorkerSettings(name="two"))
 SPLIT = (
@@ -21,6 +23,10 @@ LEVEL = PolicySettings("virtual_usage", {"out": 8000, "into": 8000, "period_s": 
 SMALL = InstanceConfig(tokens_max=64, lease_blocks=4, move_blocks_last=1)
 
 
+def moved(service: Service) -> bool:
+    return service.status().counters.get("migrations", 0) > 0
+
+
 @pytest.mark.parametrize("workers", [PAIR, SPLIT], ids=["mixed", "split"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
 def test_texts_do_not_change(workers: tuple[WorkerSettings, ...], shared: bool) -> None:
@@ -28,10 +34,9 @@ def test_texts_do_not_change(workers: tuple[WorkerSettings, ...], shared: bool) 
         async with serving(
             workers=workers, shared=shared, options={"step_s": 0.004}, instance=SMALL, rebalance=LEVEL
         ) as service:
-            wanted = [submission(service, prompt_of(i, 70 + i), 150, seed=i) for i in range(3)]
-            texts = await asyncio.gather(*(collect(service, w) for w in wanted))
-            assert texts == [wanted_of(w) for w in wanted]
-            assert service.status().counters["migrations"] > 0
+            wanted = [submission(service, prompt_of(i, 70 + i), 3000, seed=i) for i in range(3)]
+            texts = await asyncio.gather(*(hear(service, w, lambda: moved(service)) for w in wanted))
+            assert texts == [expected(w.payload, 0, len(text)) for w, text in zip(wanted, texts, strict=True)]
 
     run(scenario())
 
@@ -42,12 +47,16 @@ def test_a_death_on_the_way_costs_no_token(victim: str) -> None:
         async with serving(
             workers=PAIR, shared=False, options={"step_s": 0.004}, instance=SMALL, rebalance=LEVEL
         ) as service:
-            wanted = [submission(service, prompt_of(i, 70 + i), 150, seed=i) for i in range(3)]
-            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
-            await until(lambda: service.status().counters.get("migrations", 0) > 0)
+            wanted = [submission(service, prompt_of(i, 70 + i), 3000, seed=i) for i in range(3)]
+            streams = [
+                asyncio.create_task(hear(service, w, lambda: service.members.restarts > 0)) for w in wanted
+            ]
+            await until(lambda: moved(service))
             pid = service.launcher.pid(service.members.by_name[victim].address)
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            assert await asyncio.gather(*streams) == [wanted_of(w) for w in wanted]
+            texts = await asyncio.gather(*streams)
+            assert texts == [expected(w.payload, 0, len(text)) for w, text in zip(wanted, texts, strict=True)]
+            assert service.status().counters["failovers"] > 0
 
     run(scenario())

@@ -48,8 +48,9 @@ class Stream:
         self._news.set()
 
     def withdraw(self, choice: int) -> None:
-        """It ends without a further chunk."""
+        """It ends without a further chunk, be it one that waits to be read."""
         self.choices.pop(choice, None)
+        self._chunks = deque(chunk for chunk in self._chunks if chunk.choice != choice)
         self._news.set()
 
     def fail(self, error: HeadraceError) -> None:

@@ -144,6 +144,21 @@ def test_what_waits_because_too_much_is_under_way_goes_on_by_itself(monkeypatch:
     assert sender.ended == [None] * 3
 
 
+def test_who_was_held_up_himself_blames_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 10**12
+    monkeypatch.setattr(outgoings, "monotonic_ns", lambda: now_ns)
+    sender = Sender()
+    sender.write(GOOD, pieces.empty())
+    for later_s in (0.25, 60.0, *[0.25] * 4):
+        now_ns += int(later_s * 1e9)
+        sender.turns.ring()
+    assert len(sender.lines) == 1
+    for _ in range(3):
+        now_ns += 250_000_000
+        sender.turns.ring()
+    assert len(sender.lines) == 2
+
+
 def test_what_waits_for_a_grant_is_not_looked_at_for_each_that_joins_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

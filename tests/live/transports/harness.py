@@ -144,7 +144,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def run(test: Any, timeout_s: float = 30.0) -> None:
+def run(test: Any, timeout_s: float = 120.0) -> None:
     async def within() -> None:
         async with asyncio.timeout(timeout_s):
             await test

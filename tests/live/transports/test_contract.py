@@ -204,7 +204,7 @@ def test_more_writes_than_any_queue_takes(name: str) -> None:
             assert fired == [True] and not any(a.ended)
             assert (b.memory[: count * 8 : 8] == a.memory[:count]).all()
 
-    run(scenario(), 60)
+    run(scenario())
 
 
 # Descriptors

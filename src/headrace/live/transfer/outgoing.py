@@ -127,6 +127,8 @@ class Outgoing:
         """Lane -> what had moved by it, and when that was seen."""
         self._acknowledged: dict[int, int] = {}
         self._watched = False
+        self._due_ns = 0
+        """When we are to look again; 0: not at all."""
         self._waiting_ns = 0
         """Since when there has been something to send and no link."""
 
@@ -326,9 +328,14 @@ class Outgoing:
     def _watch(self) -> None:
         """As long as anything is unfinished, see that every lane moves."""
         self._watched = not self.gone and not self.idle
+        due_ns, self._due_ns = self._due_ns, 0
         if not self._watched:
             return
         now_ns = monotonic_ns()
+        if due_ns and now_ns - due_ns > self._stall_ns // 2:
+            # We were held up ourselves: what has moved, or was said to us, may still be unread.
+            self._progress.clear()
+            self._waiting_ns = now_ns
         if self._up:
             self._check_lanes(now_ns)
         elif self._queue and now_ns - self._waiting_ns > self._stall_ns:
@@ -336,6 +343,7 @@ class Outgoing:
             why = f"no link for {self._stall_ns / 1e9:g} s" + (f" ({self._reason})" if self._reason else "")
             for parcel in queue:
                 self._fail(parcel, why)
+        self._due_ns = now_ns + self._stall_ns // 4
         self._turns.call_later(self._stall_ns / 4e9, self._watch)
 
     def _check_lanes(self, now_ns: int) -> None:
