@@ -11,6 +11,9 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace headrace {
+
+void define_low_bit(nb::module_& m);  // low_bit_module.cpp
+
 namespace {
 
 enum Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
@@ -112,4 +115,5 @@ NB_MODULE(_native, m) {
   m.def("combine_partials", &headrace::py_combine_partials);
   m.def("write_kv", &headrace::py_write_kv);
   m.def("linear", &headrace::py_linear);
+  headrace::define_low_bit(m);
 }
