@@ -45,7 +45,7 @@ demo: $(READY)
 	@$(BIN)/headrace demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(READY)
 	$(say) 'format'

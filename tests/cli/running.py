@@ -1,12 +1,13 @@
-"""`headrace serve` as a user runs it: a process of its own, found by its port, ended by a signal."""
+"""`headrace serve` as a user runs it: a process of its own, found by what it says, ended by a signal."""
 
 import asyncio
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +24,32 @@ class Server:
     """One running server, of the bundled model."""
 
     def __init__(self, *flags: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = ""
+        """Empty until it says where it listens."""
+        # A file, not a pipe that nobody empties: it would stop a server that has much to say.
+        self._log = tempfile.NamedTemporaryFile(prefix="headrace-serve-")  # noqa: SIM115 (closed by close)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "headrace.cli.main", "serve", "--port", str(self.port), *flags],
-            stderr=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "headrace.cli.main", "serve", "--port", "0", *flags], stderr=self._log
         )
+
+    def words(self) -> str:
+        """All that it has said."""
+        return Path(self._log.name).read_text()
+
+    def close(self) -> None:
+        """Kill what is left of it."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
 
     def ready(self) -> dict[str, Any]:
         """What `/ready` says, whether ready or not; empty while nobody answers."""
+        if not self.url:
+            said = re.search(r"ready: (http://\S+)/v1\n", self.words())
+            if said is None:
+                return {}
+            self.url = said[1]
         try:
             with urlopen(f"{self.url}/ready", timeout=10) as answer:
                 return json.load(answer)
@@ -47,8 +62,8 @@ class Server:
         """Raises AssertionError when `condition()` does not come true in time."""
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None or what == "ended", self._words(what)
-            assert time.monotonic() < end, f"not {what} within {seconds} s: {self.ready()}"
+            assert self.process.poll() is None or what == "ended", f"ended before {what}:\n{self.words()}"
+            assert time.monotonic() < end, f"not {what} within {seconds} s: {self.ready()}\n{self.words()}"
             pause()
 
     def wait_ready(self) -> None:
@@ -60,13 +75,13 @@ class Server:
     def instances(self) -> list[dict[str, Any]]:
         return self.ready().get("instances", [])
 
-    def kill(self, leaning: str) -> None:
-        """SIGKILL one worker that leans so."""
-        os.kill(next(i["pid"] for i in self.instances() if i["leaning"] == leaning), signal.SIGKILL)
+    def pid(self, leaning: str) -> int:
+        """Of one worker that leans so."""
+        return next(i["pid"] for i in self.instances() if i["leaning"] == leaning)
 
-    def _words(self, what: str) -> str:
-        assert self.process.stderr is not None
-        return f"the server ended before it was {what}:\n{self.process.stderr.read()}"
+    def kill(self, leaning: str) -> None:
+        """SIGKILL it."""
+        os.kill(self.pid(leaning), signal.SIGKILL)
 
 
 def pause() -> None:
@@ -82,11 +97,7 @@ def started(*flags: str) -> Iterator[Server]:
         server.wait_ready()
         yield server
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
-        if server.process.stderr is not None:
-            server.process.stderr.close()
+        server.close()
 
 
 @contextmanager

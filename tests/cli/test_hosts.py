@@ -176,7 +176,8 @@ def test_prefill_on_one_host_and_decode_on_another(tmp_path: Path) -> None:
         assert text == whole
         service.until(lambda: service.workers() == {"prefill0": 0})
         hosts.mend()
-        service.until(lambda: service.workers() == {"prefill0": 0, "far": 1})
+        # A later life than 1 if the cable was not quite there when it joined first.
+        service.until(lambda: service.workers().get("far", 0) >= 1)
         assert service.ask(prompt=LONG, seed=0)[0] == alone[0]
 
         worker.send_signal(signal.SIGTERM)

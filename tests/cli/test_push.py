@@ -27,6 +27,8 @@ PROMPTS = [
     "import os\n\n\nclass Path:",
     "for i in range(10):\n    print(i)\n" * 12,
 ]
+LONG = 1900
+"""Tokens of an answer that takes longer than a push, by far."""
 FLAGS = ("--push-key", KEY, "--served-model-name", "m", "--separate-pools", "--threads", "1")
 
 
@@ -91,6 +93,7 @@ def test_push_under_load(server: Server, trained: Path, answers: dict[str, list[
     for prompt in PROMPTS:
         ask(server, prompt)
     seen: dict[tuple[int, ...], int] = {}
+    answered: list[int] = []
     with ThreadPoolExecutor(4) as clients:
         stop: list[bool] = []
 
@@ -99,10 +102,12 @@ def test_push_under_load(server: Server, trained: Path, answers: dict[str, list[
             while not stop:
                 index = (number + len(got)) % len(PROMPTS)
                 got.append((index, ask(server, PROMPTS[index])))
+                answered.append(number)
             return got
 
         loads = [clients.submit(client, number) for number in range(3)]
         reports = [push_weights(trained, server.url, key=KEY, running=running) for running in Running]
+        server.wait_until("more than three answers", lambda: len(answered) > 3)
         stop.append(True)
         for index, answer in [pair for load in loads for pair in load.result()]:
             by = tuple(versions(answer))
@@ -142,7 +147,7 @@ def test_nothing_cached_under_the_old_weights_is_found(
 def test_an_answer_that_spans_a_push_names_both_versions(server: Server, trained: Path, running: Running):
     old = begin(server)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    fields: dict[str, Any] = {"model": "m", "prompt": PROMPTS[0], "max_tokens": 900, "temperature": 0}
+    fields: dict[str, Any] = {"model": "m", "prompt": PROMPTS[0], "max_tokens": LONG, "temperature": 0}
     stream = client.completions.create(
         **fields, stream=True, stream_options={"include_usage": True}, extra_body={"ignore_eos": True}
     )
@@ -152,7 +157,7 @@ def test_an_answer_that_spans_a_push_names_both_versions(server: Server, trained
     rest = list(chunks)
     client.close()
     assert (report.pushed.kept, report.pushed.recomputed) == ((1, 0) if running is Running.KEEP else (0, 1))
-    assert versions(rest[-1]) == [old, old + 1] and rest[-1].usage.completion_tokens == 900
+    assert versions(rest[-1]) == [old, old + 1] and rest[-1].usage.completion_tokens == LONG
     assert rest[0].system_fingerprint != rest[-2].system_fingerprint
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import signal
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -18,6 +20,8 @@ from headrace.types.recording import RecordedRequest, Recording
 from tests.cli.running import Server, serving
 
 MODEL = "headrace-python-5m"
+LONG = 320
+"""Tokens of the streams among which a worker is killed."""
 PROMPT = "import os\n\n\ndef walk(folder):\n" * 12
 FLAGS = ("--prefill", "1", "--decode", "1", "--separate-pools", "--max-num-batched-tokens", "64")
 
@@ -29,7 +33,8 @@ def ask(server: Server, **stated: Any) -> str:
     return answer.choices[0].text
 
 
-async def stream(asking: AsyncOpenAI, number: int, tokens: int) -> int:
+async def stream(asking: AsyncOpenAI, number: int, tokens: int, begun: asyncio.Event | None = None) -> int:
+    """How many pieces came. `begun` is set when a few have."""
     pieces = await asking.completions.create(
         model=MODEL,
         prompt=f"value_{number} = {number}\n{PROMPT}",
@@ -38,16 +43,23 @@ async def stream(asking: AsyncOpenAI, number: int, tokens: int) -> int:
         user="somebody@example.org",
         extra_body={"ignore_eos": True, "category": "code"},
     )
-    return sum([bool(piece.choices) async for piece in pieces])
+    count = 0
+    async for piece in pieces:
+        count += bool(piece.choices)
+        if begun is not None and count == 4:
+            begun.set()
+    return count
 
 
 async def streams_with_a_death(server: Server) -> None:
     """The decode worker is killed in mid-stream."""
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as asking:
-        tasks = [asyncio.create_task(stream(asking, i, 160)) for i in range(6)]
-        await stream(asking, 99, 4)
-        await asyncio.to_thread(server.kill, "decode")
-        await asyncio.gather(*tasks)
+        # All that has to be known is, so that it is killed long before they end.
+        pid, begun = server.pid("decode"), asyncio.Event()
+        tasks = [asyncio.create_task(stream(asking, i, LONG, begun)) for i in range(6)]
+        await begun.wait()
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(*tasks, stream(asking, 99, 4))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +95,7 @@ def test_every_request_is_in_the_trace(folder: Path) -> None:
     assert [r.arrival_ns for r in streams] == sorted(r.arrival_ns for r in streams)
     assert both.choices[0].cached >= 32
     assert {r.category for r in streams} == {"code"} and len({r.tenant for r in streams}) == 1
-    assert sorted(r.output for r in streams) == [(4,), *[(160,)] * 6]
+    assert sorted(r.output for r in streams) == [(4,), *[(LONG,)] * 6]
     assert max(r.choices[0].attempts for r in streams) == 2
     for request in (first, second, both, *streams):
         for choice in request.choices:

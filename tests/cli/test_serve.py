@@ -166,7 +166,7 @@ def test_at_rest_every_block_is_free_or_in_hand(split: Server) -> None:
         return blocks["total"] - blocks["free"]
 
     # Two workers keep four leases of 32 blocks each in hand at most.
-    split.wait_until("back in the pool", lambda: lent() <= 2 * 4 * 32, 20)
+    split.wait_until("back in the pool", lambda: lent() <= 2 * 4 * 32)
 
 
 def test_virtual_ranges_answer_as_the_paged_pool_does(split: Server) -> None:
@@ -202,6 +202,6 @@ def test_sigkill_of_the_server_leaves_nothing_and_the_next_start_works() -> None
         assert len([i for i in first.instances() if i["pid"] in children]) == 2
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
-        first.wait_until("ended", lambda: not [pid for pid in children if alive(pid)], 1.0)
+        first.wait_until("ended", lambda: not [pid for pid in children if alive(pid)])
     with serving("--instances", "1") as second, client(second) as asking:
         assert asking.completions.create(model=MODEL, prompt="x = ", max_tokens=2).choices

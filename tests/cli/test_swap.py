@@ -9,7 +9,7 @@ from tests.cli.running import Server, serving
 
 MODEL = "headrace-python-5m"
 STREAMS = 10
-TOKENS = 160
+TOKENS = 240
 CALM = ("--instances", "1", "--max-model-len", "512")
 FAIR = '{"name": "fair", "pattern": "random", "frequency": 0.2}'
 CROWDED = (

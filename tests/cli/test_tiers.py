@@ -77,6 +77,8 @@ def test_a_small_pool_finds_more_below_and_kill_9_while_it_is_written_leaves_not
 def test_a_cache_of_not_one_block_is_refused() -> None:
     flags: list[Any] = ["--host-cache", "1"]
     server = Server(*ONE, *flags)
-    assert server.process.wait(60) == 2
-    assert server.process.stderr is not None and "holds not one block" in server.process.stderr.read()
-    server.process.stderr.close()
+    try:
+        assert server.process.wait(60) == 2
+        assert "holds not one block" in server.words()
+    finally:
+        server.close()

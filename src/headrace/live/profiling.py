@@ -96,6 +96,8 @@ class Rig:
         await asyncio.wait((wanted, self._failed), return_when=asyncio.FIRST_COMPLETED)
         if self._failed.done():
             wanted.cancel()
+            # One of several answers has an exception of its own by that, which nobody else asks for.
+            await asyncio.gather(wanted, return_exceptions=True)
             self._failed.result()
         return wanted.result()
 

@@ -86,7 +86,7 @@ def test_a_stalled_lane_fails_its_transfers_by_name_and_nothing_lands_later() ->
         turns = asyncio.get_running_loop()
         switch = loop.Switch(turns, 5)
         switch.held = lambda source, lane: source == A and lane == 1
-        with ends("loop", A, B, lanes=2, switch=switch, stall_ns=50_000_000) as (a, b):
+        with ends("loop", A, B, lanes=2, switch=switch, stall_ns=200_000_000) as (a, b):
             for i in range(10):
                 a.write(b, pieces.single(0, i * 64, 64), immediate(1, 1))
             await until(lambda: len(a.ended) == 10)
@@ -106,12 +106,12 @@ def test_a_stalled_lane_fails_its_transfers_by_name_and_nothing_lands_later() ->
     run(scenario())
 
 
-def test_a_peer_that_does_not_read_stalls_its_lane_only() -> None:
+def test_a_peer_that_does_not_read_stalls_its_lane_only(caplog: pytest.LogCaptureFixture) -> None:
     """Over a real socket: the target's process is stopped."""
 
     async def scenario() -> None:
         with (
-            ends("tcp", A, nbytes=64 << 20, stall_ns=400_000_000) as (a,),
+            ends("tcp", A, nbytes=64 << 20, stall_ns=1_500_000_000) as (a,),
             peer("tcp", B, 64 << 20) as (
                 process,
                 theirs,
@@ -122,12 +122,13 @@ def test_a_peer_that_does_not_read_stalls_its_lane_only() -> None:
             process.send_signal(signal.SIGSTOP)
             a.write(theirs, pieces.single(0, 0, 64 << 20))
             a.write(theirs, pieces.empty(), immediate(1, 1))
-            await asyncio.sleep(1.0)
+            stalled = "lane 0 of 1 to b#1 has not moved for 1.5 s"
+            await until(lambda: stalled in caplog.text)
             # Nobody has said yet that it cannot land: the end waits for the fence.
             assert len(a.ended) == 1
             process.send_signal(signal.SIGCONT)
             await until(lambda: len(a.ended) == 3)
-            assert all("lane 0 of 1 to b#1 has not moved for 0.4 s" in str(e) for e in a.ended[1:])
+            assert all(stalled in str(e) for e in a.ended[1:])
             a.write(theirs, pieces.single(0, 0, 100))
             await until(lambda: len(a.ended) == 4)
             assert a.ended[3] is None
@@ -168,7 +169,7 @@ def test_a_target_that_is_killed_after_any_message_fails_what_is_left_of_it(name
     """Killed by the source's count of what has ended: after the handshake, in the midst, near the end."""
 
     async def scenario() -> None:
-        with ends(name, A, B, nbytes=4 << 20, lanes=2, stall_ns=300_000_000) as (a, b):
+        with ends(name, A, B, nbytes=4 << 20, lanes=2) as (a, b):
             for number, kill_after in enumerate((0, 1, 7, 30)):
                 address = Address("victim", number)
                 with peer(name, address, 4 << 20) as (process, theirs):
@@ -203,7 +204,7 @@ def test_of_peers_that_came_and_went_nothing_is_left(name: str) -> None:
         with ends(name, A, lanes=2) as (a,):
 
             async def meet(epoch: int) -> None:
-                with ends(name, Address("b", epoch), lanes=2, stall_ns=200_000_000) as (b,):
+                with ends(name, Address("b", epoch), lanes=2) as (b,):
                     for source, target in ((a, b), (b, a)):
                         source.write(target, pieces.single(0, 0, 100))
                         await until(lambda source=source: bool(source.ended))
@@ -230,7 +231,7 @@ def test_a_stranger_is_dropped_and_heard_of_only_in_the_log(caplog: pytest.LogCa
             def knock(said: bytes) -> bytes:
                 with socket.create_connection((host, int(port))) as sock:
                     sock.sendall(said)
-                    sock.settimeout(5)
+                    sock.settimeout(60)
                     heard = b""
                     try:
                         while more := sock.recv(1024):
@@ -271,7 +272,7 @@ def test_strangers_who_say_nothing_keep_no_peer_out(name: str, monkeypatch: pyte
 def test_another_secret_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         with (
-            ends("tcp", A, stall_ns=300_000_000) as (a,),
+            ends("tcp", A, stall_ns=2_000_000_000) as (a,),
             ends("tcp", B, secret="another") as (b,),
         ):
             a.write(b, pieces.single(0, 0, 100), immediate(1, 1))
