@@ -19,7 +19,7 @@ from _report import target, write
 from headrace.compute.distant import Distant, Span
 from headrace.compute.holding import Holding
 from headrace.compute.ops import paged_attention
-from headrace.compute.ops.partial import PARTITION
+from headrace.compute.plans import PARTITION
 from headrace.compute.pool import pool_tensors
 from headrace.live.lending import Connections, Desk
 from headrace.types.ids import Address

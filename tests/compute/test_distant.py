@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from headrace.compute.holding import Holding, Piece, Query, encode
 from headrace.compute.ops.backend import native
-from headrace.compute.ops.partial import PARTITION
+from headrace.compute.plans import PARTITION
 from headrace.compute.pool import pool_tensors
 from headrace.compute.runner import Runner
 from headrace.ports import HolderLost

@@ -54,7 +54,11 @@ def join(options: WorkerOptions) -> NoReturn:
         silence_ns=ServiceConfig(workers=()).silence_ns,
         transfer_hosts=transferring.transfer_hosts(options),
         transfer_tls=transferring.transfer_tls(options),
-        options={"folder": str(wiring.folder(options)), "dtype": options.dtype},
+        options={
+            "folder": str(wiring.folder(options)),
+            "dtype": options.dtype,
+            "shared_prefixes": options.shared_prefixes,
+        },
     )
     run_joined(joining, make_executor, start_over)
 

@@ -48,6 +48,7 @@ def load(folder: Path, dtype: str, config: WorkerConfig, buffers: Sequence[memor
         eos_token_ids=checkpoint.eos_token_ids,
         threads=config.threads,
         memory=memory_of(config, pool, buffers),
+        shared_prefixes=config.options.get("shared_prefixes", True),
         partials=Connections(config.secret, config.instance.lend_answer_ns / 1e9) if lends else None,
     )
     runner.version = config.info.version

@@ -28,6 +28,11 @@ MEMORY: Any = Field(
     description="How attention sees a sequence's KV: by its block table, or in one range of addresses",
 )
 
+SHARED_PREFIXES: Any = Field(
+    True,
+    description="Sequences of a step attend together to a prefix that they share, where that pays (same tokens)",
+)
+
 
 class PolicyChoice(BaseModel):
     """A policy and its settings: a bare name, or `{"name": ..., setting: ...}`."""
@@ -172,6 +177,7 @@ class EngineOptions(DeploymentOptions):
     transfer_timeout: float = transferring.TRANSFER_TIMEOUT
     transfer_tls: str | None = transferring.TRANSFER_TLS
     memory: MemoryKind = MEMORY
+    shared_prefixes: bool = SHARED_PREFIXES
     mixed_numerics: bool = Field(
         False, description="Admit workers whose arithmetic differs (drops the promise of equal bits)"
     )
@@ -232,6 +238,7 @@ class WorkerOptions(ModelOptions):
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0: the cores")
     memory: MemoryKind = MEMORY
+    shared_prefixes: bool = SHARED_PREFIXES
     join_timeout: float = Field(
         300, ge=0, description="Seconds to wait for the service, which may start later"
     )

@@ -234,7 +234,11 @@ def service_config(
         mixed_numerics=options.mixed_numerics,
         record=recorded(options, found, memory),
         push_key=push_key,
-        options={"folder": str(folder(options)), "dtype": options.dtype},
+        options={
+            "folder": str(folder(options)),
+            "dtype": options.dtype,
+            "shared_prefixes": options.shared_prefixes,
+        },
     )
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from headrace.compute.holding import Piece, Query, encode
 from headrace.compute.ops import combine_partials, paged_attention, partial_attention
-from headrace.compute.ops.partial import PARTITION, TAIL
+from headrace.compute.ops.partial import TAIL
+from headrace.compute.plans import PARTITION
 from headrace.ports import Answer, HolderLost, Partials
 from headrace.types.ids import Address
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from headrace.compute.checkpoint import DTYPES
 from headrace.compute.ops import partial_attention
-from headrace.compute.ops.partial import PARTITION, TAIL
+from headrace.compute.ops.partial import TAIL
+from headrace.compute.plans import PARTITION
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):

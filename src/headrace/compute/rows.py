@@ -13,7 +13,9 @@ from torch import Tensor
 from headrace.compute.distant import Distant, Tables
 from headrace.compute.distant import Span as DistantSpan
 from headrace.compute.layers.batch import Batch, GroupKV
-from headrace.compute.ops.partial import PARTITION
+from headrace.compute.ops import Workspace
+from headrace.compute.planning import StepPlans
+from headrace.compute.plans import PARTITION
 from headrace.ports import Partials
 from headrace.types.ids import Address
 from headrace.types.kv import KVSpec, TableRun
@@ -25,9 +27,14 @@ Span = tuple[int, int, int]
 class Rows:
     """Token ids and block tables by row. A row is held from `acquire` to `release`."""
 
-    def __init__(self, spec: KVSpec, length: int, rows: int = 64):
-        """`length`: longest sequence, tokens. `rows`: how many to make room for at first; more are added as needed."""
+    def __init__(self, spec: KVSpec, length: int, rows: int = 64, shared_prefixes: bool = True):
+        """`length`: longest sequence, tokens. `rows`: how many to make room for at first; more are added as needed.
+
+        `shared_prefixes`: sequences of a step may attend together to what they share (see `StepPlans`).
+        """
         self._spec = spec
+        self._shared_prefixes = shared_prefixes
+        self._workspace = Workspace()
         self._ids = np.zeros((0, length + 1), dtype=np.int32)
         self._tables = [np.zeros((0, spec.blocks_for(length)), dtype=np.int32) for _ in spec.groups]
         self._table_tensors: list[Tensor] = []
@@ -111,6 +118,7 @@ class Rows:
                 for kv, table, b in zip(pool, self._table_tensors, blocks, strict=True)
             ),
             threads=threads,
+            plans=StepPlans(self._workspace, threads, self._shared_prefixes),
             distant=distant,
         )
 

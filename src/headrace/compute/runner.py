@@ -80,10 +80,12 @@ class Runner:
         buffers: Sequence[memoryview] | None = None,
         memory: Memory | None = None,
         partials: Partials | None = None,
+        shared_prefixes: bool = True,
     ):
         """`blocks`: of the pool, per KV group. `buffers`: the pool's memory, see `pool_tensors`.
 
         `memory`: how attention sees that pool; by default by block tables. `partials`: asks about KV elsewhere.
+        `shared_prefixes`: sequences of a step may attend together to what they share; the bits are the same.
         """
         self.model = model
         self._memory = memory or PagedMemory(spec, blocks, buffers)
@@ -92,7 +94,7 @@ class Runner:
         self._eos_token_ids = tuple(eos_token_ids)
         self._threads = threads
         self._partials = partials
-        self._rows = Rows(spec, model.length)
+        self._rows = Rows(spec, model.length, shared_prefixes=shared_prefixes)
         self._residents: dict[SequenceKey, Resident] = {}
         self._last = StepId(0)
         self._token_bytes = sum(spec.block_bytes(g) // spec.block_size for g in range(len(spec.groups)))

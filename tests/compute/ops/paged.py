@@ -59,10 +59,13 @@ def make(
     window: int = 0,
     seed: int = 0,
     place_seed: int = 0,
+    shared: int = 0,
     layout: Layout = Layout.HEAD_MAJOR,
     backend: str | None = None,
 ) -> Case:
     """Random q, k, v from `seed`; block ids from `place_seed`, so that one content can lie in many places.
+
+    All sequences have the first one's whole blocks of `shared` leading tokens, as far as they are that long.
 
     With a window, blocks that the last position no longer attends are freed: NaN, and -1 in the table.
     """
@@ -81,7 +84,13 @@ def make(
     kv.fill_(float("nan"))
     tables = torch.full((len(lengths), max(counts) + 2), -1, dtype=torch.int32)
     for s, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        tables[s, :count], order = order[:count], order[count:]
+        same = min(shared, length, lengths[0]) // block_size if s else 0
+        k[s][: same * block_size], v[s][: same * block_size] = (
+            k[0][: same * block_size],
+            v[0][: same * block_size],
+        )
+        tables[s, :same] = tables[0, :same]
+        tables[s, same:count], order = order[same:count], order[count:]
         at = torch.arange(length)
         where = tables[s][at // block_size].contiguous(), (at % block_size).int()
         ops.write_kv(k[s], v[s], kv, 1, *where, backend=backend)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from headrace.compute import ops
-from headrace.compute.ops.partial import PARTITION, TAIL
+from headrace.compute.ops.partial import TAIL
+from headrace.compute.plans import PARTITION
 from tests.compute.ops.paged import Case, make
 from tests.compute.ops.test_attention import BACKENDS, DTYPES, NATIVE, attend, needs_native
 

@@ -11,7 +11,7 @@ from headrace.compute.layers.batch import Batch
 from headrace.compute.layers.linear import Linear
 from headrace.compute.layers.rms_norm import RMSNorm, per_head
 from headrace.compute.layers.rotary import Angles, rotate
-from headrace.compute.ops import paged_attention, write_kv
+from headrace.compute.ops import write_kv
 from headrace.types.kv import GroupKind, KVGroup
 
 
@@ -115,13 +115,14 @@ class Attention:
                 threads=batch.threads,
             )
             return self.out(attended, batch.threads)
-        attended = paged_attention(
+        attended = batch.plans.attend(
             q,
             group.kv,
             self.place.index,
             group.tables,
             batch.rows,
             batch.positions,
+            group=self.place.group,
             scale=self.dim**-0.5,
             window=self.place.window,
             threads=batch.threads,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headrace.compute.distant import Distant
+from headrace.compute.planning import StepPlans
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +38,7 @@ class Batch:
     """In the order of the model's `KVSpec.groups`."""
     threads: int
     """How many threads the kernels may use; no result depends on it."""
+    plans: StepPlans
+    """How its attention is cut into work."""
     distant: Distant | None = None
     """If some of the sequences lie partly elsewhere."""

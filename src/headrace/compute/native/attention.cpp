@@ -30,7 +30,8 @@ std::vector<Tile> cut(const Attention& call, const int32_t* rows, int tokens) {
     for (int v = begin * call.group; v < end * call.group; v += kVectors) {
       int v_end = std::min(v + kVectors, end * call.group);
       int first = call.positions[v / call.group], last = call.positions[(v_end - 1) / call.group];
-      tiles.push_back({v, v_end, rows[begin], call.first(first), last});
+      const int32_t* table = call.tables + static_cast<ptrdiff_t>(rows[begin]) * call.table_width;
+      tiles.push_back({v, v_end, rows[begin], call.first(first), last, table});
     }
   }
   return tiles;
@@ -46,9 +47,8 @@ void check(const Attention& call, const int32_t* rows, int tokens, int sequences
 }
 
 void check_blocks(const Attention& call, const Tile& tile, int blocks) {
-  const int32_t* table = call.tables + static_cast<ptrdiff_t>(tile.sequence) * call.table_width;
   for (int i = tile.low / call.block_size; i <= tile.high / call.block_size; ++i)
-    if (table[i] < 0 || table[i] >= blocks)
+    if (tile.blocks[i] < 0 || tile.blocks[i] >= blocks)
       throw std::invalid_argument("table row " + std::to_string(tile.sequence) +
                                   " names no block for a position it attends");
 }

@@ -10,6 +10,7 @@
 
 #include "dot.h"
 #include "kernels.h"
+#include "variants.h"
 
 namespace headrace {
 namespace {
@@ -37,7 +38,7 @@ struct Scratch {
   Partial partial, total;
 };
 
-template <class E>
+template <class E, class A = Standard>
 class TileAttention {
   using Element = typename E::Element;
   static constexpr int kWidth = E::kWidth;
@@ -46,8 +47,8 @@ class TileAttention {
   TileAttention(const Attention& call, const Tile& tile)
       : call_(call), tile_(tile), vectors_(tile.end - tile.begin), dim_(call.dim) {
     for (int v = 0; v < vectors_; ++v) {
-      int position = call.positions[(tile.begin + v) / call.group];
-      s_.first[v] = call.first(position);
+      int position = call.positions[token(v)];
+      s_.first[v] = A::first(call, position);
       s_.last[v] = position;
     }
   }
@@ -83,6 +84,37 @@ class TileAttention {
       for (int v = 0; v < vectors_; ++v) merge(v, part.sum + v * dim_, part.weight + v * 16, part.max[v]);
     }
     finish(s_.total);
+  }
+
+  // As much of that as the tile's range says, into the output or as states for `merge_all`.
+  void attend_chunk(const Saved& to) {
+    const int begin = tile_.partition_begin(), end = tile_.partition_end();
+    if (!to.folds) {
+      for (int p = begin; p < end; ++p) save(attend_partition(p), to, to.index + p - begin);
+      return;
+    }
+    const Partial* folded = &s_.total;
+    if (end - begin == 1) {
+      folded = &attend_partition(begin);
+    } else {
+      clear(s_.total);
+      for (int p = begin; p < end; ++p) {
+        const Partial& part = attend_partition(p);
+        for (int v = 0; v < vectors_; ++v) merge(v, part.sum + v * dim_, part.weight + v * 16, part.max[v]);
+      }
+    }
+    if (to.states) return save(*folded, to, to.index);
+    finish(*folded);
+  }
+
+  void save(const Partial& p, const Saved& to, int index) const {
+    const ptrdiff_t heads = call_.kv_heads * call_.group, floats = dim_ + kPartialTail;
+    for (int v = 0; v < vectors_; ++v) {
+      float* state = to.states + ((to.slots[token(v)] + index) * heads + head_in_all(v)) * floats;
+      memcpy(state, p.sum + v * dim_, sizeof(float) * dim_);
+      memcpy(state + dim_, p.weight + v * 16, sizeof(float) * 16);
+      state[dim_ + 16] = p.max[v];
+    }
   }
 
   void save(const Partial& p, float* to) const {
@@ -121,12 +153,12 @@ class TileAttention {
 
   static int least(int a, int b) { return a < b ? a : b; }
   static int greatest(int a, int b) { return a > b ? a : b; }
-  int token(int v) const { return (tile_.begin + v) / call_.group; }
+  int token(int v) const { return tile_.token(tile_.begin + v, call_.group); }
   int head_in_all(int v) const { return head_ * call_.group + (tile_.begin + v) % call_.group; }
 
   // K of the 16 keys from `position` on, token_stride apart; V lies plane_stride after it.
   const Element* chunk(int head, int position) const {
-    int block = call_.tables[static_cast<ptrdiff_t>(tile_.sequence) * call_.table_width + position / call_.block_size];
+    int block = tile_.blocks[position / call_.block_size];
     return static_cast<const Element*>(call_.kv) + block * call_.block_stride + head * call_.head_stride +
            position % call_.block_size * call_.token_stride;
   }
@@ -160,7 +192,7 @@ class TileAttention {
     if (first > last) return {begin, count, 0, 0, true};
     int key_begin = first / kChunk * kChunk, key_end = last / kChunk * kChunk + kChunk;
     same &= first == greatest(key_begin, low - base) && last == least(key_end - 1, high - base);
-    return {begin, count, key_begin, key_end, same};
+    return {begin, count, key_begin, key_end, same && !A::kMasks};
   }
 
   void step(int base) {
@@ -205,8 +237,16 @@ class TileAttention {
       if (first > last) continue;
       int begin = (first - base) / kChunk * kChunk, end = (last - base) / kChunk * kChunk + kChunk;
       find_values(base, first, last);
+      if constexpr (A::kMasks) hide(v, base, begin, end);
       accumulate(Block{v, 1, begin, end, true}, Found{s_.rows, s_.rows_ahead, call_.token_stride});
     }
+  }
+
+  // Of the values found, those that a vector does not attend read as zeros, too.
+  void hide(int v, int base, int begin, int end) {
+    uint64_t seen = A(call_, head_in_all(v), token(v), s_.last[v]).seen(base);
+    for (int t = begin; t < end; ++t)
+      if (!(seen >> t & 1)) s_.rows[t] = none_;
   }
 
   void pack_keys(int base, int low, int high) {
@@ -234,12 +274,11 @@ class TileAttention {
 
   // Find V of keys low..high; the other keys of their chunks read as zeros, since their slots may hold anything.
   void find_values(int base, int low, int high) {
-    static const Element none[kDimMax] = {};
     for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       const Element* in = chunk(head_, base + c) + call_.plane_stride;
       s_.rows_ahead[c / kChunk] = upcoming(base + c) + call_.plane_stride;
       for (int t = c; t < c + kChunk; ++t, in += call_.token_stride)
-        s_.rows[t] = base + t >= low && base + t <= high ? in : none;
+        s_.rows[t] = base + t >= low && base + t <= high ? in : none_;
     }
   }
 
@@ -296,14 +335,29 @@ class TileAttention {
       memset(weights, 0, sizeof(*weights) * kStep);
       return;
     }
+    const A variant(call_, head_in_all(v), token(v), s_.last[v]);
     uint64_t mask = ~0ull << first & ~0ull >> (kStep - 1 - last);
-    const V factor = splat(call_.scale * 1.44269504f);
-    V score[4];
+    if constexpr (A::kMasks) {
+      mask &= variant.seen(base);
+      if (!mask) {
+        memset(weights, 0, sizeof(*weights) * kStep);
+        return;
+      }
+    }
+    const V factor = splat(call_.scale * kLog2E);
+    V score[4], weight[4];
     for (int i = 0; i < 4; ++i)
-      score[i] = where(mask >> 16 * i, mul(load(scores + 16 * i), factor), splat(-INFINITY));
+      score[i] = where(mask >> 16 * i, variant.score(mul(load(scores + 16 * i), factor), base + 16 * i), splat(-INFINITY));
+    if constexpr (!A::kSoftmax) {
+      for (int i = 0; i < 4; ++i)
+        weight[i] = E::put(weights + 16 * i, where(mask >> 16 * i, variant.weight(score[i]), zero()));
+      V sum = add(add(weight[0], weight[1]), add(weight[2], weight[3]));
+      store(p.weight + v * 16, add(load(p.weight + v * 16), sum));
+      p.max[v] = 0.0f;  // nothing is relative to it
+      return;
+    }
     float now = hmax(max(max(score[0], score[1]), max(score[2], score[3])));
     if (now <= p.max[v]) now = p.max[v];
-    V weight[4];
     for (int i = 0; i < 4; ++i)
       weight[i] = E::put(weights + 16 * i, where(mask >> 16 * i, exp2(add(score[i], splat(-now))), zero()));
     V sum = add(add(weight[0], weight[1]), add(weight[2], weight[3]));
@@ -327,7 +381,8 @@ class TileAttention {
 
   void finish(const Partial& p) const {
     for (int v = 0; v < vectors_; ++v) {
-      V scale = splat(1.0f / hsum(load(p.weight + v * 16)));
+      const A variant(call_, head_in_all(v), token(v), 0);
+      V scale = splat(variant.share(hsum(load(p.weight + v * 16)), p.max[v]));
       auto* out = static_cast<Element*>(call_.out) +
                   (static_cast<ptrdiff_t>(token(v)) * call_.kv_heads * call_.group + head_in_all(v)) * dim_;
       // Masked keys may have turned a -0 into a +0; adding +0 makes both the same.
@@ -335,6 +390,7 @@ class TileAttention {
     }
   }
 
+  alignas(64) static constexpr Element none_[kDimMax] = {};
   const Attention& call_;
   const Tile& tile_;
   const int vectors_;
@@ -361,13 +417,23 @@ void attend_partition(const Attention& call, const Tile& tile, int head, int par
   work.save(work.attend_partition(partition), partial);
 }
 
-template <class E>
+template <class E, class A>
+void attend_chunk(const Attention& call, const Tile& tile, int head_begin, int head_end, const Saved& to) {
+  FlushDenormals flush;
+  TileAttention<E, A> work(call, tile);
+  for (int head = head_begin; head < head_end; ++head) {
+    work.begin(head, head + 1 < head_end ? head + 1 : -1);
+    work.attend_chunk(to);
+  }
+}
+
+template <class E, class A = Standard>
 void merge(const Attention& call, int token, int head, const float* partials, int count, ptrdiff_t stride) {
   FlushDenormals flush;
   for (int begin = 0; begin < call.group; begin += kVectors) {
     int end = begin + kVectors < call.group ? begin + kVectors : call.group, at = token * call.group;
-    Tile tile{at + begin, at + end, 0, 0, call.positions[token]};
-    TileAttention<E> work(call, tile);
+    Tile tile{at + begin, at + end, 0, 0, call.positions[token], nullptr};
+    TileAttention<E, A> work(call, tile);
     work.place(head);
     work.merge_all(partials + static_cast<ptrdiff_t>(begin) * (call.dim + kPartialTail), count, stride);
   }

@@ -25,10 +25,15 @@ struct Attention {
   const void* kv;      // the layer's first K
   ptrdiff_t block_stride, plane_stride, head_stride, token_stride;
   const int32_t* tables;
-  const int32_t* positions;
+  const int32_t* positions;  // of tokens
   int table_width, block_size, kv_heads, group, dim;  // group: query heads that share a KV head
   int window;                                         // 0: none
   float scale;
+  // What variants of attention need beside that, see variants.h; null or 0 where it has no use.
+  const float* by_head = nullptr;       // [heads]
+  const uint8_t* mask = nullptr;        // a bit for each key of each token, the lowest first; tokens `mask_stride` bytes apart
+  ptrdiff_t mask_stride = 0;
+  float constant = 0.0f;
 
   // Keys that the query at `position` attends: first(position)..position.
   int first(int position) const { return window && position >= window ? position - window + 1 : 0; }
@@ -39,7 +44,10 @@ struct Tile {
   int begin, end;
   int sequence;
   int low, high;
+  const int32_t* blocks;           // of the sequence, from its first on
+  const int32_t* order = nullptr;  // vector v is of token order[v / group]; null: v / group
 
+  int token(int v, int group) const { return order ? order[v / group] : v / group; }
   int partition_begin() const { return low / kPartition; }
   int partition_end() const { return high / kPartition + 1; }
 };
@@ -73,6 +81,31 @@ struct Kernels {
   LinearPanel linear[2];
   bool widens_bf16;  // the bf16 linear wants x in f32
 };
+
+// Where a chunk of a tile's partitions leaves its partial states: [slots[token] + index][heads][dim + kPartialTail].
+struct Saved {
+  float* states;  // null: the chunk is all that its tokens attend; straight into the output
+  const int32_t* slots;
+  int index;
+  bool folds;  // one state for all partitions of the chunk, merged left to right, else one for each
+};
+
+// A variant of attention: `variants.h` lists them.
+struct Variant {
+  // The tile's keys low..high, cut at partition borders, under KV heads head_begin..head_end - 1.
+  using AttendChunk = void (*)(const Attention&, const Tile&, int head_begin, int head_end, const Saved&);
+
+  AttendChunk attend_chunk[2];  // by Dtype
+  Kernels::Merge merge[2];
+};
+
+#define HEADRACE_VARIANTS(X) X(Standard) X(SoftCap) X(Alibi) X(Sinks) X(Masked) X(Sigmoid)
+#define HEADRACE_ONE_MORE(A) +1
+constexpr int kVariants = HEADRACE_VARIANTS(HEADRACE_ONE_MORE);
+#undef HEADRACE_ONE_MORE
+
+extern const Variant variants_baseline[kVariants], variants_avx2[kVariants], variants_avx512[kVariants],
+    variants_avx512_bf16[kVariants];
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 

@@ -1,11 +1,14 @@
 // The Python face of the kernels. Tensors arrive as addresses and strides that the callers in ops/ have checked: taking
 // them through DLPack would cost several microseconds each, on calls that last tens.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 
+#include <array>
 #include <stdexcept>
 
 #include "attention.h"
 #include "linear.h"
+#include "planned.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -43,6 +46,18 @@ const Kernels& kernels(int isa) {
   }
 }
 
+const Variant* variants(int isa) {
+  switch (isa) {
+    case kBaseline: return variants_baseline;
+#if defined(HEADRACE_X86)
+    case kAvx2: return variants_avx2;
+    case kAvx512: return variants_avx512;
+    case kAvx512Bf16: return variants_avx512_bf16;
+#endif
+    default: throw std::invalid_argument("no such instruction set in this build");
+  }
+}
+
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -58,6 +73,27 @@ void py_paged_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uin
   if (dim % 16 || dim > kDimMax || block_size % kChunk) throw std::invalid_argument("dim or block size not supported");
   nb::gil_scoped_release release;
   paged_attention(kernels(isa), bf16 ? kBf16 : kF32, call, at<int32_t>(rows), tokens, sequences, blocks, threads);
+}
+
+// Addresses of the int32 arrays of a plan, in the order of `Work`, and its counts.
+using Arrays = std::array<uintptr_t, 13>;
+using Counts = std::array<int, 5>;
+
+void py_planned_attention(int isa, int variant, bool bf16, uintptr_t q, ptrdiff_t q_stride, uintptr_t out, uintptr_t kv,
+                          ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
+                          uintptr_t positions, int block_size, int kv_heads, int group, int dim, int window, float scale,
+                          uintptr_t by_head, uintptr_t mask, ptrdiff_t mask_stride, float constant, const Arrays& a,
+                          const Counts& n, uintptr_t states, int threads) {
+  Attention call{at<void>(q), q_stride, at<void>(out), at<void>(kv), block_stride, plane_stride, head_stride,
+                 token_stride, nullptr, at<int32_t>(positions), 0, block_size, kv_heads, group, dim, window,
+                 scale, at<float>(by_head), at<uint8_t>(mask), mask_stride, constant};
+  if (dim % 16 || dim > kDimMax || block_size % kChunk) throw std::invalid_argument("dim or block size not supported");
+  if (variant < 0 || variant >= kVariants) throw std::invalid_argument("no such variant of attention in this build");
+  auto ints = [&](int i) { return at<const int32_t>(a[i]); };
+  Work work{ints(0), ints(1), ints(2), ints(3), ints(4), ints(5), ints(6), ints(7), ints(8), ints(9), ints(10), ints(11),
+            ints(12), n[0], n[1], n[2], n[3], n[4], at<float>(states)};
+  nb::gil_scoped_release release;
+  planned_attention(variants(isa)[variant], bf16 ? kBf16 : kF32, call, work, threads);
 }
 
 void py_partial_attention(int isa, bool bf16, uintptr_t q, ptrdiff_t q_stride, uintptr_t kv, ptrdiff_t block_stride,
@@ -109,6 +145,13 @@ NB_MODULE(_native, m) {
   m.attr("PANEL") = headrace::kPanel;
   m.def("detect", &headrace::detect, "Best instruction set of this CPU, as an index into ops.backend.ISAS.");
   m.def("paged_attention", &headrace::py_paged_attention);
+  m.def("planned_attention", &headrace::py_planned_attention);
+  m.attr("VECTORS") = headrace::kVectors;
+  nb::list variants;
+#define NAME(A) variants.append(#A);
+  HEADRACE_VARIANTS(NAME)
+#undef NAME
+  m.attr("VARIANTS") = variants;
   m.attr("PARTITION") = headrace::kPartition;
   m.attr("PARTIAL_TAIL") = headrace::kPartialTail;
   m.def("partial_attention", &headrace::py_partial_attention);

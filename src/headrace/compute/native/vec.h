@@ -3,7 +3,7 @@
 //
 //   V                    16 f32                          Bits                   16 x 32 bits
 //   zero() splat(x)      load(p) store(p, v)             load_bits store_bits   splat_bits(x)
-//   add mul max          fma(a, b, c) = a * b + c        low_half high_half     the bf16 in each half, as f32
+//   add mul div max      fma(a, b, c) = a * b + c        low_half high_half     the bf16 in each half, as f32
 //   round(v) ldexp(x, n) nearest integer; x * 2^n        widen(p) narrow(p, v)  16 bf16 in memory <-> f32
 //   where(mask, a, b)    lane i: mask bit i ? a : b      transpose(...)         16 x 16 words
 //   hmax(v) hsum(v)      over the lanes, fixed tree      interleaved(a, b)      a0 b0 a1 b1 ... of 16 bf16 each

@@ -17,6 +17,7 @@ INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
 INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v); }
 INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
 INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
 INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
 INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V round(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

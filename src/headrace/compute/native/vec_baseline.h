@@ -22,6 +22,7 @@ INLINE V load(const float* p) {
 INLINE void store(float* p, V v) { memcpy(p, &v, sizeof v); }
 INLINE V add(V a, V b) { return a + b; }
 INLINE V mul(V a, V b) { return a * b; }
+INLINE V div(V a, V b) { return a / b; }
 INLINE V max(V a, V b) { return a > b ? a : b; }
 INLINE V fma(V a, V b, V c) { return a * b + c; }
 INLINE V round(V v) {  // adding 1.5 * 2^23 leaves no room for a fraction; for |v| < 2^22

@@ -112,13 +112,13 @@ def write_kv(
         ValueError: shapes, dtypes or strides do not fit, or a block or slot does not exist.
     """
     tokens, kv_heads, dim = k.shape
-    _check_pool(kv, layer, k.dtype, dim)
+    check_pool(kv, layer, k.dtype, dim)
     if k.shape != v.shape or kv_heads != kv.shape[3] or v.dtype != k.dtype:
         raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not fit kv {list(kv.shape)}")
     for name, index in (("blocks", blocks), ("offsets", offsets)):
         _check_index(name, index, (tokens,))
-    _check_rows("k", k)
-    _check_rows("v", v)
+    check_rows("k", k)
+    check_rows("v", v)
     if backend == "torch" or native is None:
         isa_of(backend, k.dtype)
         reference.write_kv(k, v, kv, layer, blocks, offsets)
@@ -151,16 +151,17 @@ def check_attention(
 ) -> None:
     """Raises ValueError if these cannot be the arguments of one call."""
     tokens, heads, dim = q.shape
-    _check_pool(kv, layer, q.dtype, dim)
+    check_pool(kv, layer, q.dtype, dim)
     if heads % kv.shape[3] or window < 0:
         raise ValueError(f"{heads} heads over {kv.shape[3]} KV heads, window {window}")
-    _check_rows("q", q)
+    check_rows("q", q)
     _check_index("rows", rows, (tokens,))
     _check_index("positions", positions, (tokens,))
     _check_index("tables", tables, (tables.shape[0], tables.shape[-1]))
 
 
-def _check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
+def check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
+    """Raises ValueError if kv is no pool of this dtype and dim with such a layer."""
     _, layers, planes, _, _, kv_dim = kv.shape
     if kv.dtype != dtype or kv_dim != dim or planes != 2:
         raise ValueError(f"kv {kv.dtype}{list(kv.shape)} does not fit {dtype} of dim {dim}")
@@ -170,7 +171,8 @@ def _check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
         raise ValueError(f"layer {layer} of {layers}")
 
 
-def _check_rows(name: str, x: Tensor) -> None:
+def check_rows(name: str, x: Tensor) -> None:
+    """Raises ValueError if a token of x, [tokens, heads, dim], is not in one piece."""
     if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
         raise ValueError(f"each token's [heads, dim] of {name} must be contiguous")
 

@@ -13,11 +13,8 @@ from torch import Tensor
 from headrace.compute.ops import reference
 from headrace.compute.ops.attention import check_attention, place_of
 from headrace.compute.ops.backend import isa_of, native
-
-PARTITION = 1024
-"""Keys of one partition."""
-TAIL = 17
-"""Floats of a state beside its output: 16 lanes of the sum of weights, and the maximum."""
+from headrace.compute.ops.reference import TAIL
+from headrace.compute.plans import PARTITION
 
 
 def partial_attention(

@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOG2_E = 1.44269504
+from headrace.compute.ops.variants import LOG2_E, Standard
+from headrace.compute.plans import PARTITION, Plan
+
+TAIL = 17
+"""Floats of a partial state beside its output: 16 lanes of the sum of weights, and the greatest score."""
 
 
 def paged_attention(
@@ -86,14 +90,97 @@ def partial_attention(
 def combine_partials(states: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
     """`ops.combine_partials`."""
     tokens, _, heads, floats = states.shape
-    dim = floats - 17
-    out = torch.empty(tokens, heads, dim, dtype=dtype)
+    out = torch.empty(tokens, heads, floats - TAIL, dtype=dtype)
     for i, count in enumerate(counts.tolist()):
-        mine = states[i, :count]
-        share = (mine[..., -1] - mine[..., -1].amax(0)).exp2()
-        total = (mine[..., dim:-1].sum(-1) * share).sum(0)
-        out[i] = ((mine[..., :dim] * share[..., None]).sum(0) / total[:, None]).to(dtype)
-    return out.view(tokens, heads * dim)
+        merged = merge_states(states[i, :count])
+        out[i] = (merged[:, :-TAIL] / merged[:, -TAIL:-1].sum(-1, keepdim=True)).to(dtype)
+    return out.view(tokens, -1)
+
+
+def planned_attention(
+    q: Tensor, kv: Tensor, layer: int, plan: Plan, positions: Tensor, scale: float, variant: Standard
+) -> Tensor:
+    """`ops.planned_attention`: the plan's items, then its merges, as its arrays say, in f32."""
+    tokens, heads, dim = q.shape
+    out = torch.zeros(tokens, heads, dim)
+    states = torch.full((plan.states, heads, dim + TAIL), float("nan"))
+    for item in range(len(plan.item_tile)):
+        tile = int(plan.item_tile[item])
+        at = int(plan.item_state[item])
+        parts = range(int(plan.item_begin[item]), int(plan.item_end[item]))
+        found = [_state(q, kv, layer, plan, tile, p, positions, scale, variant) for p in parts]
+        token, head, _ = found[0]
+        if not at:  # a leading chunk: one state
+            found = [(token, head, merge_states(torch.stack([state for _, _, state in found])))]
+        for i, (_, _, state) in enumerate(found):
+            if plan.slots[token[0]] == plan.slots[token[0] + 1]:
+                out[token, head] = _finish(state, head, variant)
+            else:
+                states[torch.from_numpy(plan.slots)[token].long() + at + i, head] = state
+    for token in range(tokens):
+        begin, end = int(plan.slots[token]), int(plan.slots[token + 1])
+        if begin < end:
+            every = torch.arange(heads)
+            out[token] = _finish(merge_states(states[begin:end]), every, variant)
+    return out.to(q.dtype).view(tokens, heads * dim)
+
+
+def _state(
+    q: Tensor,
+    kv: Tensor,
+    layer: int,
+    plan: Plan,
+    tile: int,
+    partition: int,
+    positions: Tensor,
+    scale: float,
+    variant: Standard,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One partition of a tile, all KV heads: token and head of each vector, and its state [dim + TAIL]."""
+    group, dim = plan.shape.group, q.shape[2]
+    vectors = torch.arange(int(plan.tile_begin[tile]), int(plan.tile_end[tile]))
+    token = torch.from_numpy(plan.order)[vectors // group].long()
+    head = (vectors % group)[:, None] + torch.arange(plan.shape.kv_heads) * group  # [vectors, KV heads]
+    low = max(int(plan.tile_low[tile]), partition * PARTITION)
+    high = min(int(plan.tile_high[tile]), (partition + 1) * PARTITION - 1)
+    keys = torch.arange(low, high + 1)
+    distance = keys - positions[token].long()[:, None]
+    seen = (distance <= 0) & (distance > -(plan.shape.window or 1 << 31))
+    keys, seen, distance = keys[seen.any(0)], seen[:, seen.any(0)], distance[:, seen.any(0)]
+    size = plan.sparse.block_size
+    indices = torch.from_numpy(plan.sparse.indices)[int(plan.tile_blocks[tile]) :].long()
+    k, v = kv[indices[keys // size], layer, :, :, keys % size].float().unbind(1)  # [keys, KV heads, dim]
+    s = torch.einsum("vhd,khd->vhk", q[token[:, None], head].float(), k) * scale
+    s = variant.score(s, head, distance)
+    hidden = variant.seen(token, keys)
+    seen = (seen if hidden is None else seen & hidden)[:, None]
+    state = torch.zeros(*head.shape, dim + TAIL)
+    if variant.softmax:
+        s = (s * LOG2_E).masked_fill(~seen, float("-inf"))
+        greatest = s.amax(-1) if len(keys) else torch.full(head.shape, float("-inf"))
+        weights = (s - greatest[..., None]).exp2().where(seen, 0)  # NaN where a vector attends nothing here
+    else:
+        greatest, weights = torch.zeros(head.shape), variant.weight(s).where(seen, 0)
+    v = v.where(seen.any(0).any(0)[:, None, None], 0)
+    state[..., :dim] = torch.einsum("vhk,khd->vhd", weights, v)
+    state[..., dim] = weights.sum(-1)
+    state[..., -1] = greatest
+    return token[:, None].expand(head.shape).flatten(), head.flatten(), state.flatten(0, 1)
+
+
+def _finish(state: Tensor, heads: Tensor, variant: Standard) -> Tensor:
+    """Outputs [n, dim] of states [n, dim + TAIL]."""
+    total = state[:, -TAIL:-1].sum(-1)
+    return state[:, :-TAIL] * variant.share(total, state[:, -1], heads)[:, None]
+
+
+def merge_states(states: Tensor) -> Tensor:
+    """Merge states [count, n, dim + TAIL] of vectors into one each. One in which nothing was attended changes nothing."""
+    greatest = states[..., -1].amax(0)
+    share = (states[..., -1] - greatest.clamp(min=torch.finfo(torch.float32).min)).exp2()
+    merged = (states * share[..., None]).where(share[..., None] > 0, 0).sum(0)
+    merged[..., -1] = greatest
+    return merged
 
 
 def write_kv(k: Tensor, v: Tensor, kv: Tensor, layer: int, blocks: Tensor, offsets: Tensor) -> None:
