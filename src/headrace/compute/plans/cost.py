@@ -1,5 +1,8 @@
 """What a tile's work costs, in time per key and query vector: enough to balance, and to tell whether sharing pays."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 PACK = 16
 """Reading and packing a key takes as long as so many query vectors' use of it. Measured: decode attention out of memory, two threads."""
 STATE = 32
@@ -8,6 +11,9 @@ SHARE_MIN = 4_000
 """What sharing must save at least, all KV heads together: a second pass over the batch, which wakes the threads again, takes some 10 us."""
 
 
-def tile_cost(keys: int, vectors: int) -> int:
-    """Of one KV head."""
+Longs = NDArray[np.int64]
+
+
+def tile_cost(keys: Longs, vectors: Longs) -> Longs:
+    """Of tiles, under one KV head."""
     return keys * (vectors + PACK)

@@ -170,7 +170,7 @@ def _assemble(queries: Queries, sparse: BlockSparse, shape: Shape, limits: Limit
     vectors = (tiles.end - tiles.begin).astype(np.int64)
     chunk = chunk_partitions(
         ends - begins,
-        tile_cost(PARTITION, vectors),
+        tile_cost(np.full_like(vectors, PARTITION), vectors),
         counts,
         kv_heads=shape.kv_heads,
         workers=limits.workers,
