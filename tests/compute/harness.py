@@ -233,12 +233,22 @@ def open_driver(
     blocks: int = 64,
     eos: Sequence[int] = (),
     memory: Memory | None = None,
+    threads: int = 1,
+    shared_prefixes: bool = True,
 ) -> Driver:
     """Put a runner under a driver. By default on a pool of its own, paged or (token-major) virtual."""
     counts = [blocks] * len(spec.groups)
     if memory is None and spec.layout is Layout.TOKEN_MAJOR:
         memory = virtual(spec, PoolFile(spec, blocks), model.length)
-    runner = Runner(model, spec, counts, eos_token_ids=eos, threads=1, memory=memory)
+    runner = Runner(
+        model,
+        spec,
+        counts,
+        eos_token_ids=eos,
+        threads=threads,
+        memory=memory,
+        shared_prefixes=shared_prefixes,
+    )
     return Driver(runner, spec, blocks)
 
 

@@ -252,6 +252,7 @@ def test_bad_input_is_refused_by_name() -> None:
         ({"positions": positions.long()}, "positions must be"),
         ({"positions": positions[:1]}, "positions must be"),
         ({"kv": make([80, 20], block_size=16).kv}, "blocks of 32 for a pool with blocks of 16"),
+        ({"kv": case.kv[1:]}, "a plan for a pool of 7 blocks for one of 6"),
         ({"variant": SoftCap(0.0)}, "soft cap must be a number above 0"),
         ({"variant": SoftCap(float("nan"))}, "soft cap must be a number above 0"),
         ({"variant": Sigmoid(float("inf"))}, "bias must be a number"),

@@ -47,7 +47,7 @@ def planned_attention(
 
     Args:
         q, kv, layer, scale, threads, backend: as for `paged_attention`.
-        plan: of this batch; its block ids must be of this pool, which is what `plans.describe` checks.
+        plan: of this batch, and described for this pool.
         positions: int32 [tokens], contiguous: absolute position of each query token.
         variant: one of `variants.VARIANTS`.
         workspace: for partial states; None: memory of this call alone.
@@ -59,13 +59,13 @@ def planned_attention(
         ValueError: shapes, dtypes or strides do not fit each other, the plan or the variant.
     """
     tokens, heads, dim = q.shape
-    _, _, _, kv_heads, block_size, _ = kv.shape
+    blocks, _, _, kv_heads, block_size, _ = kv.shape
     check_pool(kv, layer, q.dtype, dim)
     check_rows("q", q)
-    _check_plan(plan, tokens, heads, kv_heads, block_size, positions)
+    _check_plan(plan, tokens, heads, kv_heads, blocks, block_size, positions)
     if type(variant) not in VARIANTS:
         raise ValueError(f"{variant!r} is no known variant of attention")
-    variant.check(tokens, heads, int(positions.max()) + 1)
+    variant.check(tokens, heads, plan.keys)
     states = (workspace or Workspace()).states(plan.states * heads * (dim + TAIL))
     isa = isa_of(backend, q.dtype)
     fits = isa is not None and not dim % 16 and not block_size % 16 and dim <= native.DIM_MAX
@@ -73,10 +73,9 @@ def planned_attention(
         raise ValueError(f"the native kernels have no dim {dim} with blocks of {block_size}")
     if not fits:
         return reference.planned_attention(q, kv, layer, plan, positions, scale, variant)
-    if int((plan.tile_end - plan.tile_begin).max()) > native.VECTORS:
+    if plan.tile_vectors > native.VECTORS:
         raise ValueError(f"the native kernels take tiles of at most {native.VECTORS} query vectors")
     out = torch.empty(tokens, heads * dim, dtype=q.dtype)
-    arrays = plan.arrays()
     native.planned_attention(
         isa,
         VARIANTS.index(type(variant)),
@@ -93,7 +92,7 @@ def planned_attention(
         plan.shape.window,
         scale,
         *variant.extra(),
-        [array.ctypes.data for array in arrays],
+        [array.__array_interface__["data"][0] for array in plan.arrays()],
         [tokens, len(plan.tile_begin), len(plan.item_tile), len(plan.units), plan.head_span],
         states.data_ptr(),
         threads,
@@ -102,7 +101,7 @@ def planned_attention(
 
 
 def _check_plan(
-    plan: Plan, tokens: int, heads: int, kv_heads: int, block_size: int, positions: Tensor
+    plan: Plan, tokens: int, heads: int, kv_heads: int, blocks: int, block_size: int, positions: Tensor
 ) -> None:
     if (plan.tokens, plan.shape.heads, plan.shape.kv_heads) != (tokens, heads, kv_heads):
         raise ValueError(
@@ -113,5 +112,7 @@ def _check_plan(
         raise ValueError(
             f"a plan for blocks of {plan.sparse.block_size} for a pool with blocks of {block_size}"
         )
+    if plan.sparse.blocks > blocks:
+        raise ValueError(f"a plan for a pool of {plan.sparse.blocks} blocks for one of {blocks}")
     if positions.dtype != torch.int32 or positions.shape != (tokens,) or not positions.is_contiguous():
         raise ValueError(f"positions must be contiguous int32 [{tokens}], not {positions.dtype}")

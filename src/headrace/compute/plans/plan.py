@@ -98,6 +98,10 @@ class Plan:
     worker_indptr: Ints
     """[workers + 1]: for workers that are told what is theirs, units worker_units[worker_indptr[w] : worker_indptr[w + 1]]."""
     worker_units: Ints
+    keys: int
+    """Positions 0 .. keys - 1 are attended by some token."""
+    tile_vectors: int
+    """Query vectors of the tallest tile."""
     shared: tuple[Node, ...]
     """Prefixes that are attended to together."""
 
@@ -211,6 +215,8 @@ def _assemble(queries: Queries, sparse: BlockSparse, shape: Shape, limits: Limit
         units=units,
         worker_indptr=worker_indptr,
         worker_units=worker_units,
+        keys=int(high.max()) + 1,
+        tile_vectors=int(vectors.max()),
         shared=tuple(nodes),
     )
 

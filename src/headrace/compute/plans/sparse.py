@@ -27,6 +27,8 @@ class BlockSparse:
     last: Ints
     """[rows]: keys in the last block, 1 to block_size."""
     block_size: int
+    blocks: int
+    """Of the pool: ids of attended blocks are below it."""
 
     @property
     def rows(self) -> int:
@@ -91,7 +93,7 @@ def describe(
     indices = np.empty(offsets[-1], dtype=np.int32)
     for i, (row, count) in enumerate(zip(own.tolist(), counts.tolist(), strict=True)):
         indices[offsets[i] : offsets[i + 1]] = tables[row, :count]
-    sparse = BlockSparse(offsets, indices, final % np.int32(block_size) + np.int32(1), block_size)
+    sparse = BlockSparse(offsets, indices, final % np.int32(block_size) + np.int32(1), block_size, blocks)
     _check_blocks(sparse, first, own, blocks, window)
     return Queries(indptr, first), sparse
 
