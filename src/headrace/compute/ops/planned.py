@@ -92,7 +92,7 @@ def planned_attention(
         plan.shape.window,
         scale,
         *variant.extra(),
-        [array.__array_interface__["data"][0] for array in plan.arrays()],
+        plan.addresses,
         [tokens, len(plan.tile_begin), len(plan.item_tile), len(plan.units), plan.head_span],
         states.data_ptr(),
         threads,

@@ -10,7 +10,7 @@ one for each partition behind it. So every plan gives the bits of every other on
 gain by another order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -104,6 +104,12 @@ class Plan:
     """Query vectors of the tallest tile."""
     shared: tuple[Node, ...]
     """Prefixes that are attended to together."""
+    addresses: tuple[int, ...] = field(init=False)
+    """Of `arrays()` in memory: asked for once a step, not once a layer."""
+
+    def __post_init__(self) -> None:
+        found = tuple(array.__array_interface__["data"][0] for array in self.arrays())
+        object.__setattr__(self, "addresses", found)
 
     @property
     def tokens(self) -> int:
