@@ -42,7 +42,7 @@ def test_a_profile_holds_what_was_measured(tmp_path: Path, capsys: pytest.Captur
     assert {copy.writes for copy in read.copies} >= {1, 4} and all(len(c.seconds) == 7 for c in read.copies)
     sizes = sorted({copy.nbytes for copy in read.copies})
     assert sizes[0] == 32 * 6 * 2 * 2 * 32 * 2
-    assert 0 < read.message_s < 0.1 and 0 <= read.step_overhead_s < 0.1 and 0 <= read.request_overhead_s < 1
+    assert 0 < read.message_s < 5 and 0 <= read.step_overhead_s < 5 and 0 <= read.request_overhead_s < 5
 
 
 def test_limits_that_leave_nothing_to_measure_are_named() -> None:

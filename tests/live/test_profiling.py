@@ -50,7 +50,7 @@ def test_steps_pairs_copies_and_messages_are_measured() -> None:
             block = SPEC.block_bytes(0)
             assert {(c.nbytes, c.writes) for c in copies} >= {(block, 1), (256 * block, 1), (64 * block, 64)}
             assert all(len(c.seconds) == 7 and min(c.seconds) > 0 for c in copies)
-            assert 0 < await measure_message(measuring) < 0.1
+            assert 0 < await measure_message(measuring) < 5
             assert len(ticks) == 3 + 4 + 9
 
     run(scenario())
