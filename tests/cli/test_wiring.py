@@ -25,9 +25,7 @@ def test_virtual_ranges_take_blocks_of_whole_pages() -> None:
     [
         ({"lend_kv": 0.5, "host_cache": "1GiB"}, "", "--lend-kv"),
         ({"lend_kv": 0.5, "preemption": "swap"}, "", "--preemption swap"),
-        ({"host_cache": "1GiB"}, "key", "--push-key"),
         ({"lend_kv": 0.5}, "key", "--push-key"),
-        ({"preemption": "swap"}, "key", "--preemption swap"),
     ],
 )
 def test_what_is_not_served_together_is_refused(settings: dict[str, Any], push_key: str, named: str) -> None:

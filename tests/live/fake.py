@@ -33,6 +33,8 @@ SPEC = KVSpec(
     block_size=8,
     dtype="bfloat16",
 )
+ONE_GROUP = KVSpec(SPEC.groups[:1], SPEC.block_size, SPEC.dtype)
+"""What `options["one_group"]` asks for: tiers keep no windows."""
 FAULT = VOCABULARY - 1
 """A prompt that ends in this id meets what `options["fault"]` says."""
 
@@ -51,10 +53,16 @@ class FakeExecutor:
     """Implements `ports.Executor`."""
 
     def __init__(
-        self, buffers: list[memoryview], step_s: float = 0.0, fault: str = "", dies_at: int = 0
+        self,
+        buffers: list[memoryview],
+        step_s: float = 0.0,
+        fault: str = "",
+        dies_at: int = 0,
+        spec: KVSpec = SPEC,
     ) -> None:
         """`dies_at`: in its step of this number, counted from 1, its process is killed."""
         self._buffers = buffers
+        self._spec = spec
         self._step_s = step_s
         self.version = 0
         self._fault = fault
@@ -111,7 +119,7 @@ class FakeExecutor:
         assert opened.tables is None and start.total <= len(opened.ids)
         del opened.ids[start.total :]
         opened.finished = False
-        opened.tables = [[] for _ in SPEC.groups]
+        opened.tables = [[] for _ in self._spec.groups]
         opened.hashed = start.hashed
         place(opened.tables, start.table)
 
@@ -129,13 +137,14 @@ class FakeExecutor:
             if self._fault == "sequence":
                 return Output(work.key, 0, error="this sequence has a fault"), None
         end = work.first + work.count
-        for group in range(len(SPEC.groups)):
+        for group in range(len(self._spec.groups)):
             self._fill(opened, group, work.first, end)
         hashes = self._hashes(opened, end // SPEC.block_size)
         if not work.emits:
             return Output(work.key, 0, hashes), None
         assert end == len(opened.ids)
-        seen = [self._read(opened, g, seen_from(g, end - 1), end) for g in range(len(SPEC.groups))]
+        groups = range(len(self._spec.groups))
+        seen = [self._read(opened, g, seen_from(g, end - 1), end) for g in groups]
         index = end - opened.payload.prompt
         token = draw(seen, opened.payload.sampling, work.key.choice, index)
         opened.ids.append(token)
@@ -220,11 +229,18 @@ def finish_of(token: int, sampling: SamplingParams) -> FinishReason | None:
     return FinishReason.STOP if token in sampling.stop_token_ids else None
 
 
-def expected(payload: SequencePayload, choice: int, count: int, version: int = 0) -> list[int]:
-    """What a lone sequence says, without blocks, plans or a system."""
-    ids = list(payload.token_ids)
-    tags: list[list[bytes]] = [[] for _ in SPEC.groups]
-    said: list[int] = []
+def expected(
+    payload: SequencePayload,
+    choice: int,
+    count: int,
+    version: int = 0,
+    spec: KVSpec = SPEC,
+    before: tuple[int, ...] = (),
+) -> list[int]:
+    """What a lone sequence says, without blocks, plans or a system; `before` is given."""
+    ids = [*payload.token_ids, *before]
+    tags: list[list[bytes]] = [[] for _ in spec.groups]
+    said = list(before)
     while len(said) < count:
         for group, known in enumerate(tags):
             for token in ids[len(known) :]:
@@ -249,7 +265,8 @@ def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
         raise RuntimeError("the model cannot be loaded")
     odd = options.get("odd", {}) if options.get("odd_worker") == config.address.name else {}
     dies_at = options.get("dies_at", {}).get(config.address.name, 0) if config.address.epoch == 0 else 0
-    executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""), dies_at)
+    spec = ONE_GROUP if options.get("one_group") else SPEC
+    executor = FakeExecutor(buffers, options.get("step_s", 0.0), options.get("fault", ""), dies_at, spec)
     executor.version = config.info.version
 
     def prepare(staged: Staged) -> Renewal:
@@ -266,5 +283,5 @@ def make_executor(config: WorkerConfig, buffers: list[memoryview]) -> Loaded:
     pushed = config.weights
     if pushed is not None:
         odd = {"fingerprint": pushed.fingerprint, "numerics": f"fake {pushed.version}", **odd}
-    facts = {"fingerprint": "fake", "spec": SPEC, "vocabulary": VOCABULARY, "numerics": "fake", **odd}
+    facts = {"fingerprint": "fake", "spec": spec, "vocabulary": VOCABULARY, "numerics": "fake", **odd}
     return Loaded(executor, **facts, prepare=prepare)

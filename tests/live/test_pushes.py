@@ -5,60 +5,17 @@ import os
 import signal
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
-from msgspec.structs import replace
 
-from headrace.cli.push import Writer
 from headrace.live import pushes
 from headrace.live.members import State
 from headrace.live.service import Service
 from headrace.types.errors import PushRefused
 from headrace.types.ids import Address
-from headrace.types.weights import Pushed, Running, Tensor, Ticket
+from headrace.types.weights import Running, Tensor
 from tests.live.fake import expected
-from tests.live.serving import (
-    COMMAND,
-    MODEL,
-    collect,
-    config_for,
-    drawn,
-    hear,
-    prompt_of,
-    quiet,
-    run,
-    submission,
-    until,
-)
-
-TENSORS = (Tensor("embed", (64, 32)), Tensor("empty", (0, 4)), Tensor("head", (300, 7)))
-KEY = "key"
-
-
-class Trainer:
-    """Tensors of random bytes; `tampered` is not what it says its digest is of."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return TENSORS
-
-    def read(self, name: str, dtype: str) -> memoryview:
-        shape = next(tensor.shape for tensor in TENSORS if tensor.name == name)
-        rng = np.random.default_rng(len(name))
-        return rng.integers(0, 256, int(np.prod(shape)) * 2, np.uint8).data
-
-
-def serving(**fields: object) -> Service:
-    return Service(config_for(push_key=KEY, **fields), replace(MODEL, tensors=TENSORS), COMMAND)
-
-
-async def written(ticket: Ticket) -> list[str]:
-    async with Writer(Trainer(), ticket, KEY, 1 << 20, lambda done, total: None) as writer:
-        return await writer.run()
-
-
-async def push(service: Service, running: Running = Running.KEEP) -> Pushed:
-    ticket = service.pushes.begin(TENSORS, running, 10**9)
-    return await service.pushes.commit(ticket.push, await written(ticket))
+from tests.live.pushing import TENSORS, push, serving, written
+from tests.live.serving import collect, drawn, hear, prompt_of, quiet, run, submission, until
 
 
 async def said(service: Service, number: int, version: int) -> None:

@@ -7,6 +7,7 @@ from headrace.engine.sequence import Status
 from headrace.types.kv import TableRun
 from headrace.types.messages import Cancel, Matched, Publish, Release
 from headrace.types.swaps import SwapIn, SwapOut, Swapped, SwapRun
+from headrace.types.weights import Switch
 from tests.nodes.harness import POOL, ROUTER, InstanceBench, key, start
 
 
@@ -113,6 +114,38 @@ def test_what_the_pool_still_has_is_not_copied_back():
     assert (bench.core.swapping.counts.found, size(back)) == (2, bench.blocks - 2)
     bench.end(back)
     assert bench.sent(Publish)[0].table[0].at == 2, "what came back can be shared again"
+
+
+def kept_over_a_push() -> SwapBench:
+    """The second keeps its 15 tokens of KV; four more are of newer weights when it is swapped out, and the host has both."""
+    bench = SwapBench()
+    bench.begin_all(start(1, 14, emits_max=40), start(2, 14, emits_max=40))
+    bench.steps(2)
+    bench.hear(ROUTER, Switch(1))
+    bench.steps(4)
+    bench.stop_second()
+    bench.end(bench.until(SwapOut))
+    return bench
+
+
+def test_what_newer_weights_made_comes_back_and_is_not_published():
+    bench = kept_over_a_push()
+    assert (bench.second.genuine, bench.second.kept) == (15, 19)
+    bench.end(bench.resume())
+    assert [(m.key, m.table[0].at, m.table[0].count) for m in bench.sent(Publish)] == [(key(2), 0, 3)]
+    bench.steps(4)
+    assert bench.second.computed > 20 and bench.second.published == [3]
+
+
+def test_what_newer_weights_made_does_not_go_on_after_more_of_the_older_ones_than_it_was_made_from():
+    bench = kept_over_a_push()
+    while bench.second.status is not Status.MATCHING:
+        bench.step()
+    bench.hear(POOL, Matched(key(2), 16, (TableRun(0, 0, 30, 4),)))
+    assert (bench.second.kept, bench.second.genuine) == (0, 16) and not bench.core.swapping.area.copies
+    bench = kept_over_a_push()
+    assert size(bench.resume(12, (TableRun(0, 0, 30, 3),))) == 2, "else the host has the rest"
+    assert bench.second.genuine == 15
 
 
 def test_a_copy_that_fails_leads_to_computing_again():

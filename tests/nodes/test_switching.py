@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from headrace.types.events import Execute, PeerLost, PeerUp, Send, WakeAt
 from headrace.types.ids import Address
-from headrace.types.messages import Cancel, Joined, Offer, Prefilled, Refused, Start, Stay, TokenRun
+from headrace.types.messages import Cancel, Joined, Offer, Prefilled, Publish, Refused, Start, Stay, TokenRun
 from headrace.types.weights import (
     Committed,
     Completed,
@@ -120,6 +120,20 @@ def test_a_switch_that_is_dropped_leaves_all_as_it_was():
     router.tell(SwitchAsked(2, Running.RECOMPUTE, 100))
     router.tell(SwitchDropped(2))
     assert {s.version for s in router.sent(Start)} <= {2} and router.core.switching.version == 2, "too late"
+
+
+def test_blocks_that_newer_weights_filled_are_not_published():
+    worker = InstanceBench()
+    worker.begin(start(total=10, emits_max=40))
+    published = 0
+    for switches in (False, True):
+        if switches:
+            worker.hear(ROUTER, Switch(1))
+        for _ in range(8):
+            worker.step()
+            published += sum(run.count for message in worker.sent(Publish) for run in message.table)
+    # Seventeen tokens were computed, or in a plan that was given, when the weights changed.
+    assert worker.core.sequences[key()].computed == 25 and published == 4
 
 
 def test_who_joins_with_other_weights_is_told_to_switch_before_anything_else():

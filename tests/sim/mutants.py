@@ -467,6 +467,11 @@ def who_joins_later_has_the_old_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Instance, "_refusal", lambda self, message: None)
 
 
+@mutant(pushes)
+def what_newer_weights_made_is_published_under_the_old_root(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sequence, "outlive", lambda self: None)
+
+
 # Tiers below a pool.
 
 

@@ -138,9 +138,7 @@ def check_together(options: EngineOptions, push_key: str) -> None:
     refused = (
         (tiers and options.lend_kv > 0, "--lend-kv", "--host-cache or --disk-cache"),
         (options.lend_kv > 0 and options.preemption.name == "swap", "--lend-kv", "--preemption swap"),
-        (push_key and tiers, "--push-key", "--host-cache or --disk-cache"),
         (push_key and options.lend_kv > 0, "--push-key", "--lend-kv"),
-        (push_key and options.preemption.name == "swap", "--push-key", "--preemption swap"),
     )
     for meets, one, other in refused:
         if meets:

@@ -139,10 +139,11 @@ class Memory:
             sequence.trimmed[group] = 0
 
     def publish(self, sequence: Sequence) -> Publish | None:
-        """What can be published now: full blocks whose KV exists and whose hash is known."""
+        """What can be published now: full blocks whose KV exists, is what their hash says, and whose hash is known."""
         if not sequence.caches:
             return None
-        full = min(sequence.computed // self.spec.block_size, len(sequence.hashes))
+        named = sequence.computed if sequence.genuine is None else min(sequence.computed, sequence.genuine)
+        full = min(named // self.spec.block_size, len(sequence.hashes))
         runs: list[TableRun] = []
         for group, table in enumerate(sequence.tables):
             at = max(sequence.published[group], sequence.trimmed[group])

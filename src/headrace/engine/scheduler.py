@@ -187,7 +187,7 @@ class Scheduler:
         """Start over after preemption; its blocks are freed already."""
         sequence.lost += sequence.computed
         self.preemptions += 1
-        sequence.scheduled = sequence.computed = 0
+        sequence.start_over()
         assert sequence.pending == 0
         self.enqueue(sequence)
 
@@ -195,7 +195,7 @@ class Scheduler:
         """Its KV does not come back from host memory: start over; its blocks are freed already."""
         self.loading.remove(sequence)
         sequence.lost, sequence.kept = sequence.lost + sequence.kept, 0
-        sequence.scheduled = sequence.computed = 0
+        sequence.start_over()
         self.enqueue(sequence)
 
     def retire(self, result: StepResult) -> Issued:
@@ -332,9 +332,10 @@ class Scheduler:
         return victim
 
     def recalled(self, *, on: bool, force: bool) -> None:
-        """Another holder is short, or nobody is any more; `force`: it needs what our lowest-ranked sequence has."""
+        """Another holder is short, or nobody is any more; `force`: it needs what our lowest-ranked sequence has. What is on its way in
+        when that is heard gets on by a step first: else two holders could stop each other's in turn, for ever."""
         self.memory.pressed = on
-        self.force = on and (self.force or force)
+        self.force = on and (self.force or (force and bool(self.running)))
         if on:
             self.unlock_waiting()
 
@@ -349,7 +350,7 @@ class Scheduler:
 
     def unmatch(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
-        sequence.scheduled = sequence.computed = 0
+        sequence.start_over()
         self.wishes.unlock.append(sequence)
 
     # Admission

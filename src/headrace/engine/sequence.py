@@ -89,6 +89,9 @@ class Sequence:
     """Whose pool gets what is generated here when the sequence ends."""
     kept: int = 0
     """While it does not run: leading tokens whose KV lies in host memory, so that they need not be computed again."""
+    genuine: int | None = None
+    """Leading tokens whose KV is of the weights under whose root it began; None: all. What newer weights make of the rest has no name: it
+    is not published."""
     resumed: int = 0
     """Emitted tokens when it began to run, or to run again."""
     tenant: str = ""
@@ -99,6 +102,17 @@ class Sequence:
     def age(self) -> tuple[int, SequenceKey]:
         """The lowest is the oldest, on all instances alike."""
         return self.arrival_ns, self.key
+
+    def start_over(self) -> None:
+        """Nothing of it is computed but what is `kept`."""
+        self.scheduled = self.computed = 0
+        if self.genuine is not None:
+            self.genuine = min(self.genuine, self.kept)
+
+    def outlive(self) -> None:
+        """What plans from now on compute is of newer weights."""
+        if self.genuine is None:
+            self.genuine = max(self.scheduled, self.kept)
 
     @property
     def emit_limit(self) -> int:

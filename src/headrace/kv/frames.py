@@ -17,6 +17,8 @@ VERSION = 1
 _HEAD = Struct("<8sI16s16sQ16s")
 _CRC = Struct("<I")
 HEADER_BYTES = _HEAD.size + _CRC.size
+TERMS_BYTES = 16
+_TERMS_AT = len(MAGIC) + 4
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,6 +43,11 @@ def header(terms: bytes, name: BlockHash, payload: Buffer) -> bytes:
 
 def checksum(payload: Buffer) -> bytes:
     return blake2b(payload, digest_size=16).digest()
+
+
+def stated(head: Buffer) -> bytes:
+    """The terms that a header names, be the rest of it as it may; of something shorter, what is there."""
+    return bytes(head[_TERMS_AT : _TERMS_AT + TERMS_BYTES])
 
 
 def judge(head: Buffer, size: int, terms: bytes, name: BlockHash) -> Verdict:

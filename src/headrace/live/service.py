@@ -270,7 +270,7 @@ class Service:
 
     def _carry(self, source: Address, command: Command) -> None:
         if isinstance(command, Committed) and self._tiers is not None:
-            self._tiers.seal()
+            self._tiers.renew(command.version)
         match command:
             case Send(target, message):
                 if self._recorder is not None:

@@ -21,7 +21,8 @@ from headrace.nodes.limits import TierConfig
 from headrace.ports import Store
 from headrace.types.errors import ConfigError
 from headrace.types.events import Event
-from headrace.types.ids import Address
+from headrace.types.hashing import root_of_version
+from headrace.types.ids import Address, BlockHash
 from headrace.types.kv import GroupKind, KVSpec
 from headrace.types.tiers import (
     Drop,
@@ -76,7 +77,8 @@ class Tiers:
         self._failed = failed
         self._folder = folder
         self._below: dict[Address, Below] = {}
-        self._opened = False
+        self._terms = BlockHash(b"")
+        self._opened = self._renewed = False
 
     def make(self, pools: Mapping[Address, Pool]) -> None:
         """Host memory for each pool. Raises ConfigError if it is not there."""
@@ -94,6 +96,7 @@ class Tiers:
         """All workers are there, and agree: what an earlier life has left on disk can be served. Raises ConfigError."""
         if self._folder is None:
             return
+        self._terms = BlockHash(terms)
         for address, below in self._below.items():
             disk = DiskStore(self._folder, terms, address.name, self._block_bytes)
             below.open_disk(disk)
@@ -103,11 +106,12 @@ class Tiers:
     def carry(self, address: Address, command: TierCommand) -> None:
         self._below[address].carry(command)
 
-    def seal(self) -> None:
-        """The weights have changed. What is computed from now on has a name that a later life might give to something else: none of it
-        goes to disk."""
+    def renew(self, version: int) -> None:
+        """The service has other weights from now on. What lies below under the roots of older ones serves whoever goes on with them; what
+        goes to disk from now on is for this life alone."""
+        self._renewed = True
         for below in self._below.values():
-            below.sealed = True
+            below.renew(root_of_version(self._terms, version))
 
     def counters(self) -> dict[str, int]:
         """Of what was found on disk."""
@@ -117,11 +121,12 @@ class Tiers:
         return {
             "tier_files_damaged": sum(disk.damaged for disk in disks),
             "tier_files_foreign": sum(disk.foreign for disk in disks),
+            "tier_files_outdated": sum(disk.outdated for disk in disks),
         }
 
     async def stop(self) -> None:
-        """Put what is cached on disk, and end all threads. The workers have ended."""
-        if self._opened:
+        """Put what is cached on disk, if a later life can use it, and end all threads. The workers have ended."""
+        if self._opened and not self._renewed:
             for address in self._below:
                 self._post(address, FlushAsked())
             waits = [below.flushed.wait() for below in self._below.values()]
@@ -148,8 +153,6 @@ class Below:
     ) -> None:
         self.disk: DiskStore | None = None
         self.flushed = asyncio.Event()
-        self.sealed = False
-        """Nothing more goes to disk."""
         self._address = address
         self._blocks = blocks
         self._block_bytes = block_bytes
@@ -162,6 +165,12 @@ class Below:
     def open_disk(self, disk: DiskStore) -> None:
         self.disk = disk
         self._lanes[Tier.DISK] = Lane(f"{self._address.name}-disk", self._done, self._broken)
+
+    def renew(self, terms: BlockHash) -> None:
+        """Behind what is on its way to disk: that was computed by older weights."""
+        disk = self.disk
+        if disk is not None:
+            self._lanes[Tier.DISK].put(lambda: disk.renew(terms))
 
     def carry(self, command: TierCommand) -> None:
         match command:
@@ -210,7 +219,7 @@ class Below:
         store = self._store(Tier.DISK)
         for name in command.names:
             view = self._memory.view(name)
-            good = view is not None and not self.sealed and (not ok or ok[-1])
+            good = view is not None and (not ok or ok[-1])
             if good and view is not None:
                 try:
                     store.put(name, view)

@@ -263,6 +263,8 @@ class Instance:
                 self._draining = self.loans.lending.draining = True
             case Switch(version):
                 self.version = version
+                for sequence in self.sequences.values():
+                    sequence.outlive()
                 self._out.append(UseWeights(version))
             case Migrate(target):
                 if target in self._peers:
@@ -393,6 +395,7 @@ class Instance:
         self.memory.adopt(sequence, message.table, sequence.published)
         sequence.status = Status.MATCHED
         sequence.scheduled = sequence.computed = message.tokens
+        self.swapping.found(sequence)
         if self.memory.pressed:
             self.scheduler.unmatch(sequence)
             return

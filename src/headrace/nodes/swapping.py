@@ -153,6 +153,16 @@ class Swapping:
 
     # Back
 
+    def found(self, sequence: Sequence) -> None:
+        """The pool has its first `computed` tokens. That is KV of its own weights; where the host has what newer ones made of the same
+        tokens, what is computed after that does not go on after this."""
+        if sequence.genuine is None or sequence.computed <= sequence.genuine:
+            return
+        if sequence.kept > sequence.genuine:
+            self.area.drop(sequence.key)
+            sequence.kept = 0
+        sequence.genuine = sequence.computed
+
     def load(self, sequence: Sequence) -> None:
         """Blocks are reserved: bring back what the pool did not have."""
         runs: list[SwapRun] = []

@@ -2,6 +2,7 @@
 
 from array import array
 
+from headrace.kv import frames
 from headrace.kv.pool import BlockPool
 from headrace.nodes.instance import Instance
 from headrace.nodes.pool import PoolCore
@@ -9,7 +10,7 @@ from headrace.nodes.router import Router
 from headrace.sim.memory import extend, salts
 from headrace.sim.nodes import ContentWorker, Node
 from headrace.sim.shell import Shell
-from headrace.sim.tiers import ContentTiers
+from headrace.sim.tiers import TERMS, ContentTiers
 from headrace.types.events import Command, Event, Execute, Send, Write
 from headrace.types.hashing import block_hashes, root_of_version
 from headrace.types.ids import Address, BlockHash
@@ -199,14 +200,9 @@ def check_idle(shell: Shell) -> None:
 def check_content(shell: Shell) -> None:
     """Whatever the index still offers under a hash is what that hash names."""
     spec = shell.clients.spec
-    assert isinstance(shell.router.state, Router)
     named: dict[BlockHash, list[bytes]] = {}
-    newest = shell.router.state.switching.version
     for client in shell.clients.all.values():
         for version, text in [pair for stream in client.streams for pair in stream.texts.items()]:
-            if shell.clients.kept and version < newest:
-                # Under an old root may stand what newer weights made, too: those who read it have looked at each tag.
-                continue
             ids = client.payload.token_ids + text
             root = root_of_version(client.payload.root, version)
             tags = [array("Q") for _ in spec.groups]
@@ -217,15 +213,17 @@ def check_content(shell: Shell) -> None:
                 named[name] = [t[span].tobytes() for t in tags]
     for below in shell.tiers.values():
         assert isinstance(below, ContentTiers)
-        for name, payload in below.host.items():
-            if name in named and payload != named[name][0]:
+        for name, kept in below.host.items():
+            if kept[: len(named[name][0])] != named[name][0]:
                 raise Violation("host memory keeps a block that is not what it is named")
+        for name, (head, kept) in below.disk.items():
+            whole = frames.verify(head, kept, TERMS, name) is frames.Verdict.GOOD
+            if whole and kept[: len(named[name][0])] != named[name][0]:
+                raise Violation("a disk keeps a block that is not what it is named")
     for pool, memory in shell.pools.values():
         assert isinstance(pool.state, PoolCore)
         for group, tree in enumerate(pool.state.blocks.trees):
             for entry in tree:
-                if shell.clients.kept and entry.hash not in named:
-                    continue
                 if (
                     memory.read(group, [entry.block], 0, spec.block_size).tobytes()
                     != named[entry.hash][group]

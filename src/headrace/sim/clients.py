@@ -57,8 +57,6 @@ class Clients:
         self.unfinished = 0
         self.doomed: dict[RequestId, int] = {}
         """Requests that may fail without anybody's fault: because they are too long, or broken beyond so many tokens."""
-        self.kept = 0
-        """Choices that went on with their KV under other weights."""
         self._drawn: dict[SequenceKey, dict[int, tuple[int, tuple[int, int]]]] = {}
         """Token and `Emission.weights`, by index."""
 

@@ -175,7 +175,6 @@ class Faults:
 
     def _switched(self, command: Committed | Completed) -> None:
         if isinstance(command, Committed):
-            self._shell.clients.kept += command.kept
             self._shell.counts["kept over a push"] += command.kept
             self._shell.counts["recomputed by a push"] += command.recomputed
 

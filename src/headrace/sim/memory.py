@@ -56,6 +56,18 @@ class Memory:
         versions = source.versions[group][source_first * size : (source_first + count) * size]
         self.versions[group][target_first * size : (target_first + count) * size] = versions
 
+    def block(self, group: int, number: int) -> bytes:
+        """One block as it is kept elsewhere: its tags, then their versions."""
+        stride, size = self.stride, self.spec.block_size
+        tags = self.groups[group][number * stride : (number + 1) * stride]
+        return bytes(tags + self.versions[group][number * size : (number + 1) * size])
+
+    def fill(self, group: int, number: int, kept: bytes) -> None:
+        """Put a block there that was kept elsewhere."""
+        stride, size = self.stride, self.spec.block_size
+        self.groups[group][number * stride : (number + 1) * stride] = kept[:stride]
+        self.versions[group][number * size : (number + 1) * size] = kept[stride:]
+
     def read(self, group: int, table: list[int], first: int, count: int) -> "array[int]":
         """Tags of positions `first .. first+count-1` of a sequence with this block table."""
         tags = array("Q")

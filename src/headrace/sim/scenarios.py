@@ -175,9 +175,9 @@ def draw_world(seed: int) -> World:
     if crowd or policies["engine.preemption"] == "swap":
         lends = None
     instance, pools = lends or (instance, pools)
-    # Tiers beside loans, and new weights beside either or beside swapping, are not served together (`cli.wiring`).
+    # Tiers beside loans, and new weights beside loans, are not served together (`cli.wiring`).
     tiers = None if lends else tiers
-    renews = tiers is None and lends is None and policies["engine.preemption"] != "swap"
+    renews = lends is None
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))

@@ -1,7 +1,8 @@
 """The tiers below a simulated pool: what is copied, how long that takes, and what goes wrong.
 
-`ContentTiers` keeps tags, as a pool's memory does, so that a block that was copied too late, or was changed on disk, changes the text. The
-pool's blocks are read and written when a copy ends, where most can have gone wrong. `TimedTiers` keeps nothing, and takes time.
+`ContentTiers` keeps tags and their versions, as a pool's memory does, so that a block that was copied too late, or was changed on disk,
+changes the text. The pool's blocks are read and written when a copy ends, where most can have gone wrong. `TimedTiers` keeps nothing, and
+takes time.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from headrace.types.tiers import (
     Flushed,
     Load,
     Loaded,
-    Piece,
     Save,
     Saved,
     Spill,
@@ -93,7 +93,7 @@ class ContentTiers:
         ok: list[bool] = []
         for piece in command.pieces:
             if not failed:
-                self.host[piece.name] = bytes(self._block(piece))
+                self.host[piece.name] = self._memory.block(0, piece.block)
             ok.append(not failed)
         self._node.receive(Saved(command.ticket, tuple(ok)), self._loop.now_ns)
 
@@ -103,7 +103,8 @@ class ContentTiers:
         for piece in command.pieces:
             found = None if failed else self._find(command.tier, piece.name)
             # What was read in vain is in the block all the same.
-            self._block(piece)[:] = found if found is not None else b"\xee" * self._memory.stride
+            size = self._memory.stride + self._memory.spec.block_size
+            self._memory.fill(0, piece.block, found if found is not None else b"\xee" * size)
             ok.append(found is not None)
         self._count("blocks loaded", sum(ok))
         self._node.receive(Loaded(command.ticket, tuple(ok)), self._loop.now_ns)
@@ -115,7 +116,7 @@ class ContentTiers:
         if frames.verify(head, payload, TERMS, name) is not frames.Verdict.GOOD:
             self._count("torn blocks found")
             return None
-        return payload.ljust(self._memory.stride, b"\0")
+        return payload.ljust(self._memory.stride + self._memory.spec.block_size, b"\0")
 
     def _spill(self, command: Spill) -> None:
         failed = self._fails("spills failed")
@@ -139,10 +140,6 @@ class ContentTiers:
         shelf = self.host if command.tier is Tier.HOST else self.disk
         for name in command.names:
             shelf.pop(name, None)
-
-    def _block(self, piece: Piece) -> memoryview:
-        stride = self._memory.stride
-        return memoryview(self._memory.groups[0])[piece.block * stride : (piece.block + 1) * stride]
 
     def _fails(self, what: str) -> bool:
         failed = self._rng.uniform("tier fails", self._node.index, self._next()) < self._faults.failed_share

@@ -3,6 +3,9 @@
 `FOLDER/<terms>/<pool>/<2 digits>/<hash>.kv`, each as `kv.frames` says. A file is written under another name and renamed, so that there is a
 whole one or none; whatever the disk makes of it, nothing is served whose checksums are not right. What is damaged is deleted and counted;
 what is no file of ours is left alone. Folders of other terms (models, arithmetic) are not looked into. A lock keeps a second service out.
+
+The terms are those of the weights with which the service was started. What is written after new ones were pushed names other terms in its
+header (`renew`): this life serves it, and the next one, which does not have those weights, deletes it.
 """
 
 import fcntl
@@ -28,12 +31,18 @@ class DiskStore:
     def __init__(self, folder: Path, terms: bytes, pool: str, block_bytes: int) -> None:
         """`terms`: 16 bytes, of all that must be alike. Raises ConfigError for a folder that cannot be used."""
         self._terms = terms
+        self._newest = terms
+        """What is written now is of these,"""
+        self._known = {terms}
+        """and what this life has written, of one of these."""
         self._block_bytes = block_bytes
         self.folder = folder / terms.hex() / pool
         self.damaged = 0
         """Files that were not what they are called, and are deleted now."""
         self.foreign = 0
         """Files that are none of ours, and are left alone."""
+        self.outdated = 0
+        """Files of weights that were pushed to an earlier life, and are deleted now."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -69,6 +78,11 @@ class DiskStore:
             )
         return tuple(name for _, name in sorted(found))
 
+    def renew(self, terms: bytes) -> None:
+        """What is written from now on is of other weights: 16 bytes that no other life has."""
+        self._newest = terms
+        self._known.add(terms)
+
     def put(self, key: BlockHash, value: memoryview) -> None:
         """Raises OSError: a full disk, say."""
         path = self._path(key)
@@ -76,7 +90,7 @@ class DiskStore:
         try:
             path.parent.mkdir(exist_ok=True)
             with open(unfinished, "wb", buffering=0) as file:
-                file.write(frames.header(self._terms, key, value))
+                file.write(frames.header(self._newest, key, value))
                 rest = value
                 while len(rest):
                     rest = rest[file.write(rest) :]
@@ -98,7 +112,9 @@ class DiskStore:
         except OSError as error:
             log.warning("%s cannot be read: %s", path, error.strerror)
             return False
-        verdict = frames.verify(head, target, self._terms, key) if whole else Verdict.TORN
+        terms = frames.stated(head)
+        terms = terms if terms in self._known else self._terms
+        verdict = frames.verify(head, target, terms, key) if whole else Verdict.TORN
         if verdict is Verdict.GOOD:
             self._touch(path)
             return True
@@ -124,9 +140,14 @@ class DiskStore:
         except OSError:
             self._ignore(path)
             return False
-        verdict = frames.judge(head, size, self._terms, name)
+        terms = frames.stated(head)
+        verdict = frames.judge(head, size, terms, name)
         if verdict is Verdict.GOOD and size == self._block_bytes:
-            return True
+            if terms == self._terms:
+                return True
+            self.outdated += 1
+            self._remove(path)
+            return False
         if verdict is Verdict.FOREIGN:
             self._ignore(path)
         else:
