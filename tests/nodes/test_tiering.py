@@ -139,6 +139,17 @@ def test_no_more_are_away_than_one_batch():
     assert len(node.commands(Save)) == 1 and node.free == 2 and node.away == 2
 
 
+def test_a_full_host_memory_drops_before_it_takes():
+    node = PoolBench(blocks=6, host_blocks=2, ahead_blocks=2, batch_blocks=2)
+    node.cache()
+    (save,) = node.commands(Save)
+    node.tell(Saved(save.ticket, (True, True)))
+    node.lease(2)
+    (drop,), (again,) = node.commands(Drop), node.commands(Save)
+    assert drop == Drop(Tier.HOST, tuple(piece.name for piece in save.pieces)[::-1])
+    assert node.said.index(drop) < node.said.index(again) and len(again.pieces) == 2
+
+
 def test_what_is_locked_stays():
     node = PoolBench(blocks=7)
     blocks = node.lease(6)

@@ -496,6 +496,19 @@ def a_block_is_free_before_its_copy_is_made(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BlockPool, "come_back", if_away)
 
 
+@mutant(tiered)
+def a_copy_is_made_before_the_one_whose_place_it_takes_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    """As it was, until a small host memory was full."""
+    settle, drop = Tiering.settle, Tiering._drop
+
+    def late(self: Tiering, now_ns: int) -> None:
+        settle(self, now_ns)
+        drop(self)
+
+    patch.setattr(Tiering, "_drop", lambda self: None)
+    patch.setattr(Tiering, "settle", late)
+
+
 @mutant(lambda world: tiered(world) and world.tier_faults.torn_share > 0)
 def what_comes_from_disk_is_not_checked(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(frames, "verify", lambda *_: frames.Verdict.GOOD)

@@ -157,8 +157,7 @@ class Tiering:
         self._spill()
         if self._flush is not None:
             self._save_rest(self._flush)
-        for tier, names in self.tiers.dropped().items():
-            self._out(Drop(tier, names))
+        self._drop()
         self._count("tier_blocks_lost", self.tiers.lost)
         self.tiers.lost = 0
 
@@ -199,8 +198,14 @@ class Tiering:
             self._ahead = max(self._config.ahead_blocks, self._ahead - self._ahead // 8)
             self._since = 0
 
+    def _drop(self) -> None:
+        """Before what takes its place is asked for: a tier has room for so many and no more."""
+        for tier, names in self.tiers.dropped().items():
+            self._out(Drop(tier, names))
+
     def _save(self, pieces: list[Piece]) -> None:
         if pieces:
+            self._drop()
             # In the order of the pool, so that what lies together is copied together.
             ordered = tuple(sorted(pieces, key=lambda piece: piece.block))
             ticket = self._next_ticket()
@@ -227,6 +232,7 @@ class Tiering:
         if names:
             ticket = self._next_ticket()
             self._spills[ticket] = names
+            self._drop()
             self._out(Spill(ticket, names))
 
     # Up

@@ -156,7 +156,7 @@ def build(world: World, trace: Trace | None = None) -> Shell:
         memory = Memory(world.spec, blocks)
         node = shell.add_pool(pool, cores.at(pool_address(pool)), memory)
         if world.tiers is not None:
-            below = ContentTiers(node, memory, shell.loop, shell.rng, world.tier_faults)
+            below = ContentTiers(node, memory, shell.loop, shell.rng, world.tiers, world.tier_faults)
             shell.tiers[node.address] = below
     for number in range(len(world.places)):
         shell.start(Place(f"i{number}", cores.info(number), cores.at))

@@ -51,8 +51,17 @@ class TierFaults:
 class ContentTiers:
     """Of one pool."""
 
-    def __init__(self, node: Node, memory: Memory, loop: Loop, rng: KeyedRng, faults: TierFaults) -> None:
+    def __init__(
+        self,
+        node: Node,
+        memory: Memory,
+        loop: Loop,
+        rng: KeyedRng,
+        config: TierConfig,
+        faults: TierFaults,
+    ) -> None:
         self._node = node
+        self._config = config
         self._memory = memory
         self._loop = loop
         self._rng = rng
@@ -94,6 +103,7 @@ class ContentTiers:
         for piece in command.pieces:
             if not failed:
                 self.host[piece.name] = self._memory.block(0, piece.block)
+                assert len(self.host) <= self._config.host_blocks, "host memory has no room for so many"
             ok.append(not failed)
         self._node.receive(Saved(command.ticket, tuple(ok)), self._loop.now_ns)
 
@@ -123,6 +133,7 @@ class ContentTiers:
         for name in command.names:
             if not failed:
                 self.disk[name] = self._written(name, self.host[name])
+                assert len(self.disk) <= self._config.disk_blocks, "the disk was to have no more than so many"
         self._node.receive(Spilled(command.ticket, (not failed,) * len(command.names)), self._loop.now_ns)
 
     def _written(self, name: BlockHash, payload: bytes) -> tuple[bytes, bytes]:
