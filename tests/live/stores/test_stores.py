@@ -87,6 +87,19 @@ def test_a_new_life_finds_what_the_last_one_left_longest_unused_first(disk: Disk
     assert again.get(name(3), target) and target == block(3)
 
 
+def test_what_is_written_after_a_push_is_for_this_life_alone(disk: DiskStore, tmp_path: Path):
+    disk.put(name(1), block(1))
+    disk.renew(b"of pushed weight")
+    disk.put(name(2), block(2))
+    target = empty()
+    for n in (1, 2):
+        assert disk.get(name(n), target) and target == block(n)
+    path = file_of(disk, 2)
+    again = reopened(disk, tmp_path)
+    assert again.recover() == (name(1),) and not path.exists()
+    assert (again.outdated, again.damaged, again.foreign) == (1, 0, 0)
+
+
 def test_another_model_finds_nothing_and_destroys_nothing(disk: DiskStore, tmp_path: Path):
     disk.put(name(1), block(1))
     other = reopened(disk, tmp_path, b"x" * 16)

@@ -79,7 +79,7 @@ class DiskStore:
         return tuple(name for _, name in sorted(found))
 
     def renew(self, terms: bytes) -> None:
-        """What is written from now on is of other weights: 16 bytes that no other life has."""
+        """What is written from now on is of other weights: 16 bytes with which no life begins."""
         self._newest = terms
         self._known.add(terms)
 
