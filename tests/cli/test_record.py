@@ -33,8 +33,8 @@ def ask(server: Server, **stated: Any) -> str:
     return answer.choices[0].text
 
 
-async def stream(asking: AsyncOpenAI, number: int, tokens: int, begun: asyncio.Event | None = None) -> int:
-    """How many pieces came. `begun` is set when a few have."""
+async def stream(asking: AsyncOpenAI, number: int, tokens: int, begun: asyncio.Event) -> int:
+    """How many pieces came."""
     pieces = await asking.completions.create(
         model=MODEL,
         prompt=f"value_{number} = {number}\n{PROMPT}",
@@ -46,20 +46,22 @@ async def stream(asking: AsyncOpenAI, number: int, tokens: int, begun: asyncio.E
     count = 0
     async for piece in pieces:
         count += bool(piece.choices)
-        if begun is not None and count == 4:
-            begun.set()
+        begun.set()
     return count
 
 
 async def streams_with_a_death(server: Server) -> None:
     """The decode worker is killed in mid-stream."""
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as asking:
-        # All that has to be known is, so that it is killed long before they end.
-        pid, begun = server.pid("decode"), asyncio.Event()
-        tasks = [asyncio.create_task(stream(asking, i, LONG, begun)) for i in range(6)]
-        await begun.wait()
+        # It is known by then whom to kill, so the others are far from their end when the short one is through.
+        pid = server.pid("decode")
+        begun = [asyncio.Event() for _ in range(6)]
+        tasks = [asyncio.create_task(stream(asking, i, LONG, each)) for i, each in enumerate(begun)]
+        await stream(asking, 99, 4, asyncio.Event())
+        for each in begun:
+            await each.wait()
         os.kill(pid, signal.SIGKILL)
-        await asyncio.gather(*tasks, stream(asking, 99, 4))
+        await asyncio.gather(*tasks)
 
 
 @pytest.fixture(scope="module")
