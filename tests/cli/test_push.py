@@ -29,7 +29,11 @@ PROMPTS = [
 ]
 LONG = 1900
 """Tokens of an answer that takes longer than a push, by far."""
-FLAGS = ("--push-key", KEY, "--served-model-name", "m", "--separate-pools", "--threads", "1")
+FLAGS = (
+    *("--push-key", KEY, "--served-model-name", "m", "--separate-pools", "--threads", "1"),
+    # What lies in host memory is KV of one version, too.
+    *("--host-cache", "64MiB", "--preemption", "swap", "--swap-space", "0.05"),
+)
 
 
 @pytest.fixture(scope="module")
