@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kCostAlone = 500'000;  // products below which waking a second thread does not pay
 
+constexpr int kItems = 8;  // of a thread, so that one that is held up leaves little
+
 struct Scratch {
   std::vector<float> x, sums;  // kept between calls: a step allocates nothing
 };
@@ -88,7 +90,7 @@ void low_bit(const LowBitKernels& kernels, Dtype dtype, const LowBitCall& asked,
   LowBitCall call = asked;
   LowBit& weight = call.weight;
   if (!weight.rows) return;
-  weight.block = weight.rows <= 2 ? weight.rows : weight.rows <= 4 ? 4 : kRowBlock;
+  weight.block = weight.rows <= 2 ? weight.rows : weight.rows <= 4 ? 4 : weight.rows <= kFewRows ? kFewRows : kRowBlock;
   const int rows = (weight.rows + weight.block - 1) / weight.block * weight.block;
   Scratch& mine = scratch();
   const bool halves = dtype == kBf16 && !kernels.widens_bf16;
@@ -103,9 +105,11 @@ void low_bit(const LowBitKernels& kernels, Dtype dtype, const LowBitCall& asked,
 
   const int panels = (weight.n + kPanel - 1) / kPanel, blocks = (weight.rows + kWideRows - 1) / kWideRows;
   if (static_cast<int64_t>(weight.n) * call.k * ((weight.rows + 3) / 4) < kCostAlone) threads = 1;
-  parallel_for(threads, blocks * panels, [&](int i) {
-    const int row = i / panels * kWideRows;
-    kernels.panel[dtype](weight, row, std::min(row + kWideRows, weight.rows), i % panels);
+  // Where reading is what takes the time, an item is neighbouring panels, so that a thread reads on where it is.
+  const int run = weight.rows > kRowBlock ? 1 : std::max(1, panels / (std::max(1, threads) * kItems)), runs = (panels + run - 1) / run;
+  parallel_for(threads, blocks * runs, [&](int i) {
+    const int row = i / runs * kWideRows, begin = i % runs * run;
+    kernels.panels[dtype](weight, row, std::min(row + kWideRows, weight.rows), begin, std::min(begin + run, panels));
   });
 }
 

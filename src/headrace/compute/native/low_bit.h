@@ -14,9 +14,10 @@ namespace headrace {
 
 constexpr int kTile = 32;          // inputs of a tile
 constexpr int kSlice = 4;          // tiles that are decoded into the cache at once
-constexpr int kRowBlock = 8;       // rows whose inputs lie together, [tile][row][32], from 5 rows on; else 1, 2 or 4
-constexpr int kNarrowRows = 32;    // most rows for which codes are decoded in registers, again for every 8 rows
-constexpr int kWideRows = 256;     // rows that share one decoding of a slice
+constexpr int kFewRows = 8;        // rows of one pass that decodes in registers; their inputs lie together, [tile][row][32] ...
+constexpr int kRowBlock = 24;      // ... as do those of so many rows where there are more
+constexpr int kWideRows = 264;     // rows that share one decoding of a slice
+constexpr int kAhead = 8192;       // bytes of weights asked for before they are needed: what memory delivers in its latency
 
 struct LowBit {
   const uint16_t* words;
@@ -38,9 +39,9 @@ struct LowBit {
 };
 
 struct LowBitKernels {
-  // Outputs of rows row_begin..row_end - 1 in one panel; row_begin is a multiple of the block. By Dtype.
-  using Panel = void (*)(const LowBit&, int row_begin, int row_end, int panel);
-  Panel panel[2];
+  // Outputs of rows row_begin..row_end - 1 in panels begin..end - 1; row_begin is a multiple of the block. By Dtype.
+  using Panels = void (*)(const LowBit&, int row_begin, int row_end, int begin, int end);
+  Panels panels[2];
   bool widens_bf16;  // the bf16 kernel wants x in f32
 };
 

@@ -88,13 +88,14 @@ INLINE Bits decode(const Table<kBits>& table, const uint16_t* words, int j) {
 template <int kBits>
 struct Streams {
   Table<kBits> table;
-  const uint16_t* words;  // of the first column block, at the first tile
+  const uint16_t* words;  // of the panel
+  const char* last;       // line that may be asked for ahead of need
   // After how many pairs the streams stand at the border of a word again.
   static constexpr int kPeriod = kBits % 2 ? 16 : kBits % 4 ? 8 : kBits % 8 ? 4 : 2;
 
   INLINE void ready(int tile) const {
-    const char* p = reinterpret_cast<const char*>(words + static_cast<size_t>(tile + 2) * kBlocks * kBits * kLanes);
-    for (int i = 0; i < kBlocks * kBits; ++i) prefetch(p + 64 * i);
+    const char* p = reinterpret_cast<const char*>(words + static_cast<size_t>(tile) * kBlocks * kBits * kLanes) + kAhead;
+    for (int i = 0; i < kBlocks * kBits; ++i, p += 64) prefetch(p < last ? p : last);
   }
   INLINE Bits at(int tile, int period, int j, int block) const {
     const uint16_t* from = words + (static_cast<size_t>(tile) * kBlocks + block) * kBits * kLanes;
@@ -181,12 +182,16 @@ INLINE const Operand* inputs(const LowBit& call, int row, int tile) {
          ((block * call.tiles + tile) * call.block + in_block) * static_cast<size_t>(kTile);
 }
 
+template <int kBits>
+INLINE const uint16_t* panel_words(const LowBit& call, int panel) {
+  return call.words + static_cast<size_t>(panel) * call.tiles * kBlocks * kBits * kLanes;
+}
+
 #if defined(__AVX512F__)
 // R rows from `row` on, all in one block of x, and the whole panel, C column blocks at a time.
 template <class E, int kBits, int R, int C, bool kBf16Out>
-void narrow_rows(const LowBit& call, int row, int panel) {
-  const size_t first = static_cast<size_t>(panel) * call.tiles * kBlocks * kBits * kLanes;
-  const Streams<kBits> streams{Table<kBits>(call.table), call.words + first};
+void narrow_rows(const LowBit& call, int row, int panel, const char* last) {
+  const Streams<kBits> streams{Table<kBits>(call.table), panel_words<kBits>(call, panel), last};
   const int pitch = call.block * kTile, group_tiles = call.group_tiles();
   for (int block = 0; block < kBlocks; block += C) {
     if (panel * kPanel + 16 * block >= call.n) break;
@@ -198,9 +203,11 @@ void narrow_rows(const LowBit& call, int row, int panel) {
       const int begin = group * group_tiles;
       accumulate<E, R, C>(sum, inputs<typename E::Operand>(call, row, begin), pitch, streams, block, begin,
                           begin + group_tiles);
+#pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
         const size_t at = (static_cast<size_t>(panel) * call.groups + group) * kPanel + 16 * (block + c);
         const V scales = scales_at(call, at), zeros = zeros_at(call, at);
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           float* total = totals + (r * C + c) * 16;
           store(total, add_group(call, load(total), sum[r][c], scales, zeros, row + r, group));
@@ -216,17 +223,17 @@ void narrow_rows(const LowBit& call, int row, int panel) {
 template <int kBits>
 INLINE void decode_slice(const LowBit& call, int panel, int begin, int end, uint32_t* to) {
   const Table<kBits> table(call.table);
-  const uint16_t* words = call.words + (static_cast<size_t>(panel) * call.tiles + begin) * kBlocks * kBits * kLanes;
+  const uint16_t* words = panel_words<kBits>(call, panel) + static_cast<size_t>(begin) * kBlocks * kBits * kLanes;
   for (int tile = begin; tile < end; ++tile, to += kPairs * kPanel)
     for (int block = 0; block < kBlocks; ++block, words += kBits * kLanes)
 #pragma GCC unroll 16
       for (int j = 0; j < kPairs; ++j) store_bits(to + j * kPanel + 16 * block, decode<kBits>(table, words, j));
 }
-constexpr int kWideR = 8, kWideC = 2;
+constexpr int kWideR = 6, kWideC = 4, kTailR = 2;
 #else
 template <int kBits>
 inline void decode_slice(const LowBit& call, int panel, int begin, int end, uint32_t* to) {
-  const uint16_t* words = call.words + (static_cast<size_t>(panel) * call.tiles + begin) * kBlocks * kBits * kLanes;
+  const uint16_t* words = panel_words<kBits>(call, panel) + static_cast<size_t>(begin) * kBlocks * kBits * kLanes;
   constexpr unsigned mask = (1u << kBits) - 1;
   for (int tile = begin; tile < end; ++tile, to += kPairs * kPanel)
     for (int block = 0; block < kBlocks; ++block, words += kBits * kLanes)
@@ -243,9 +250,9 @@ inline void decode_slice(const LowBit& call, int panel, int begin, int end, uint
       }
 }
 #if defined(__AVX2__)
-constexpr int kWideR = 2, kWideC = 2;
+constexpr int kWideR = 2, kWideC = 2, kTailR = 1;
 #else
-constexpr int kWideR = 1, kWideC = 2;
+constexpr int kWideR = 1, kWideC = 2, kTailR = 1;
 #endif
 #endif
 
@@ -263,10 +270,12 @@ void multiply_slice(const LowBit& call, int row, int panel, const uint32_t* slic
         for (int c = 0; c < C; ++c) sum[r][c] = tile % group_tiles ? load(sums + r * kPanel + 16 * (block + c)) : zero();
       accumulate<E, R, C>(sum, inputs<typename E::Operand>(call, row, tile), pitch, Slice{slice}, block, tile - begin,
                           stop - begin);
+#pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
         const size_t at = (static_cast<size_t>(panel) * call.groups + group) * kPanel + 16 * (block + c);
         const bool complete = stop % group_tiles == 0;
         const V scales = scales_at(call, at), zeros = zeros_at(call, at);
+#pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const int place = r * kPanel + 16 * (block + c);
           if (!complete) store(sums + place, sum[r][c]);
@@ -282,16 +291,17 @@ void wide_rows(const LowBit& call, int row_begin, int row_end, int panel) {
   alignas(64) uint32_t slice[kSlice * kPairs * kPanel];
   alignas(64) float sums[kWideRows * kPanel], totals[kWideRows * kPanel];
   const int rows = row_end - row_begin;
-  memset(totals, 0, sizeof(float) * ((rows + kRowBlock - 1) / kRowBlock * kRowBlock) * kPanel);
+  memset(totals, 0, sizeof(float) * kPanel * ((rows + 1) / 2 * 2));
   for (int tile = 0; tile < call.tiles; tile += kSlice) {
     const int end = tile + kSlice < call.tiles ? tile + kSlice : call.tiles;
     decode_slice<kBits>(call, panel, tile, end, slice);
-    const int step = call.block < kWideR ? 1 : kWideR;
-    for (int row = 0; row < rows; row += step) {
-      float *sum = sums + row * kPanel, *total = totals + row * kPanel;
-      if (step == kWideR) multiply_slice<E, kWideR, kWideC>(call, row_begin + row, panel, slice, tile, end, sum, total);
-      else multiply_slice<E, 1, kWideC>(call, row_begin + row, panel, slice, tile, end, sum, total);
-    }
+    int row = 0;
+    for (; row + kWideR <= rows; row += kWideR)
+      multiply_slice<E, kWideR, kWideC>(call, row_begin + row, panel, slice, tile, end, sums + row * kPanel,
+                                        totals + row * kPanel);
+    for (; row < rows; row += kTailR)
+      multiply_slice<E, kTailR, kWideC>(call, row_begin + row, panel, slice, tile, end, sums + row * kPanel,
+                                        totals + row * kPanel);
   }
   for (int row = 0; row < rows; ++row)
     for (int c = 0; c < kBlocks; ++c)
@@ -299,28 +309,36 @@ void wide_rows(const LowBit& call, int row_begin, int row_end, int panel) {
 }
 
 template <class E, int kBits, bool kBf16Out>
-void rows_of_panel(const LowBit& call, int row_begin, int row_end, int panel) {
+void rows_of_panels(const LowBit& call, int row_begin, int row_end, int begin, int end) {
 #if defined(__AVX512F__)
-  if (call.rows <= kNarrowRows) {
-    if (call.block == 1) return narrow_rows<E, kBits, 1, 4, kBf16Out>(call, row_begin, panel);
-    if (call.block == 2) return narrow_rows<E, kBits, 2, 4, kBf16Out>(call, row_begin, panel);
-    if (call.block == 4) return narrow_rows<E, kBits, 4, 4, kBf16Out>(call, row_begin, panel);
-    for (int row = row_begin; row < row_end; row += kRowBlock) narrow_rows<E, kBits, 8, 2, kBf16Out>(call, row, panel);
+  // Most rows for which decoding once for every 8 rows costs less than storing what was decoded, and loading it again.
+  constexpr int most = kBits <= 6 ? 32 : kFewRows;
+  if (call.rows <= most) {
+    const char* last = reinterpret_cast<const char*>(panel_words<kBits>(call, end)) - 64;
+    const char* first = reinterpret_cast<const char*>(panel_words<kBits>(call, begin));
+    for (const char* p = first; p < first + kAhead; p += 64) prefetch(p < last ? p : last);
+    for (int panel = begin; panel < end; ++panel)
+      for (int row = row_begin; row < row_end; row += kFewRows) {
+        if (call.block == 1) narrow_rows<E, kBits, 1, 4, kBf16Out>(call, row, panel, last);
+        else if (call.block == 2) narrow_rows<E, kBits, 2, 4, kBf16Out>(call, row, panel, last);
+        else if (call.block == 4) narrow_rows<E, kBits, 4, 4, kBf16Out>(call, row, panel, last);
+        else narrow_rows<E, kBits, kFewRows, 2, kBf16Out>(call, row, panel, last);
+      }
     return;
   }
 #endif
-  wide_rows<E, kBits, kBf16Out>(call, row_begin, row_end, panel);
+  for (int panel = begin; panel < end; ++panel) wide_rows<E, kBits, kBf16Out>(call, row_begin, row_end, panel);
 }
 
 template <class E, bool kBf16Out>
-void low_bit_panel(const LowBit& call, int row_begin, int row_end, int panel) {
+void low_bit_panels(const LowBit& call, int row_begin, int row_end, int begin, int end) {
   FlushDenormals flush;
-  using Rows = void (*)(const LowBit&, int, int, int);
+  using Rows = void (*)(const LowBit&, int, int, int, int);
   static constexpr Rows by_bits[] = {
-      rows_of_panel<E, 1, kBf16Out>, rows_of_panel<E, 2, kBf16Out>, rows_of_panel<E, 3, kBf16Out>,
-      rows_of_panel<E, 4, kBf16Out>, rows_of_panel<E, 5, kBf16Out>, rows_of_panel<E, 6, kBf16Out>,
-      rows_of_panel<E, 7, kBf16Out>, rows_of_panel<E, 8, kBf16Out>};
-  by_bits[call.bits - 1](call, row_begin, row_end, panel);
+      rows_of_panels<E, 1, kBf16Out>, rows_of_panels<E, 2, kBf16Out>, rows_of_panels<E, 3, kBf16Out>,
+      rows_of_panels<E, 4, kBf16Out>, rows_of_panels<E, 5, kBf16Out>, rows_of_panels<E, 6, kBf16Out>,
+      rows_of_panels<E, 7, kBf16Out>, rows_of_panels<E, 8, kBf16Out>};
+  by_bits[call.bits - 1](call, row_begin, row_end, begin, end);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 namespace headrace {
 
 const LowBitKernels HEADRACE_LOW_BIT = {
-    {low_bit_panel<F32Pairs, false>, low_bit_panel<Bf16Pairs, true>},
+    {low_bit_panels<F32Pairs, false>, low_bit_panels<Bf16Pairs, true>},
     sizeof(Bf16Pairs::Operand) == sizeof(float),
 };
 
