@@ -185,7 +185,7 @@ def test_wrong_element_type(folder):
             r"GPT5ForCausalLM is not supported; supported: .*LlamaForCausalLM",
         ),
         ({"architectures": None}, "not stated is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"quantized checkpoints \(awq\)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "'hqq' are not supported; supported: awq, "),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "large"}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),

@@ -128,7 +128,26 @@ def test_weight_bytes_by_dtype():
                 "quant_method": "compressed-tensors",
                 "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
             },
-            4 + 20 / 32,
+            4 + 16 / 32,
+            "bf16",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 3, "group_size": 64, "symmetric": False}},
+                    "group_1": {"weights": {"num_bits": 3, "strategy": "channel", "symmetric": False}},
+                },
+            },
+            3 + 19 / 64,
+            "bf16",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 5, "strategy": "channel"}}},
+            },
+            5,
             "bf16",
         ),
     ],

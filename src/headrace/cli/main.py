@@ -14,6 +14,7 @@ from rich.markup import escape
 from headrace import __version__
 from headrace.cli.flags import ClusterSource, LateGroup, RecordingSource, takes
 from headrace.cli.options import ClusterOptions, EngineOptions, ServeOptions, SimulationOptions, WorkerOptions
+from headrace.cli.quantize import quantize
 from headrace.types.errors import ConfigError, HeadraceError
 
 app = typer.Typer(
@@ -356,6 +357,9 @@ def push_command(
         f"{pushed.held_ms:.0f} ms, {pushed.kept} sequences kept their KV, {pushed.recomputed} are computed again",
         highlight=False,
     )
+
+
+app.command()(quantize)
 
 
 @app.command()

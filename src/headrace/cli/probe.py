@@ -25,6 +25,7 @@ def look(folder: Path, dtype: str, block_size: int, length: int, layout: Layout)
         vocabulary=int(checkpoint.config["vocab_size"]),
         length_max=length or meant,
         tensors=FolderSource(folder).tensors(),
+        scheme="" if checkpoint.scheme is None else checkpoint.scheme.summary,
     )
 
 

@@ -80,6 +80,8 @@ class Probe(msgspec.Struct, frozen=True):
     """Tokens of a sequence: as asked, else as the model is meant for."""
     tensors: tuple[Tensor, ...] = ()
     """Of the checkpoint, without what is derived from the configuration."""
+    scheme: str = ""
+    """How its weights are quantized; empty: they are not."""
 
 
 async def probe(options: EngineOptions | WorkerOptions) -> Probe:
@@ -197,6 +199,10 @@ def service_config(
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
     check_together(options, push_key)
+    if push_key and found.scheme:
+        raise ConfigError(
+            f"--push-key: weights can be pushed to a model that is not quantized, but {folder(options)} is ({found.scheme})"
+        )
     check_ranges(found.spec)
     team = workers(options)
     pools = max(1, len(team)) if options.separate_pools else 1

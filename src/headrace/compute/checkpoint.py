@@ -1,21 +1,28 @@
 """Hugging Face checkpoint folders: config.json and memory-mapped safetensors. Nothing in a checkpoint is ever executed.
 
+Weights may be quantized, in the schemes of `quant.checkpoints`: a model asks for matrices and gets either kind.
+
 Format: https://huggingface.co/docs/safetensors and transformers' `save_pretrained`: one `model.safetensors`, or shards
 named by the `weight_map` of `model.safetensors.index.json`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headrace.compute.quant import QuantizedWeight
+from headrace.compute.quant.checkpoints import scheme_of
+from headrace.compute.quant.weight import stack
 from headrace.types.errors import CheckpointError
+
+Layer = TypeVar("Layer")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Element types that models run in, by the name that flags, config.json and `KVSpec` use."""
@@ -24,7 +31,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Stored element types that can be served; others (I8, F8_E4M3, U8, ...) belong to quantized checkpoints."""
+"""Stored element types of tensors that are served as they are; others (I8, F8_E4M3, I32, ...) belong to quantized weights."""
 
 SAMPLE_BYTES = 256
 """How much of each tensor goes into the fingerprint."""
@@ -39,11 +46,8 @@ class Checkpoint:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.config: dict[str, Any] = self._json("config.json")
-        if method := self.config.get("quantization_config"):
-            name = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            raise CheckpointError(
-                f"{self.folder}: quantized checkpoints ({name}) are not supported; use the unquantized model"
-            )
+        self.scheme = scheme_of(self.config, self.folder)
+        """How weights are quantized; None: they are not."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -74,14 +78,26 @@ class Checkpoint:
     def shape(self, name: str) -> list[int]:
         return self.tensors[name].get_slice(name).get_shape()
 
+    def places(self) -> list[tuple[str, str]]:
+        """(file name, tensor's name) of every tensor, by file."""
+        return [(path.name, name) for path in self._shards() for name in self._open(path).keys()]
+
+    def dtype_of(self, name: str) -> str:
+        """The element type of one tensor, as safetensors calls it."""
+        return self.tensors[name].get_slice(name).get_dtype()
+
+    def raw(self, name: str) -> Tensor:
+        """The tensor as a view of the mapped file, whatever its type: no copy, shared with other processes until written."""
+        return self.tensors[name].get_tensor(name)
+
     def tensor(self, name: str) -> Tensor:
-        """The tensor as a view of the mapped file: no copy, shared with other processes until written."""
-        stored = self.tensors[name].get_slice(name).get_dtype()
+        """The same, of floating point."""
+        stored = self.dtype_of(name)
         if stored not in SAFETENSORS_DTYPES:
             raise CheckpointError(
                 f"{self.folder}: tensor {name!r} is {stored}; expected one of {', '.join(SAFETENSORS_DTYPES)}"
             )
-        return self.tensors[name].get_tensor(name)
+        return self.raw(name)
 
     def fingerprint(self) -> str:
         """Hex digest of the configuration, of every tensor's name and shape, and of a sample of its content.
@@ -91,7 +107,7 @@ class Checkpoint:
         digest = blake2b(json.dumps(self.config, sort_keys=True).encode(), digest_size=16)
         for name in sorted(self.tensors):
             digest.update(f"{name} {self.shape(name)}".encode())
-            flat = self.tensor(name).view(-1).view(torch.uint8)
+            flat = self.raw(name).reshape(-1).view(torch.uint8)
             middle = len(flat) // 2
             digest.update(flat[middle : middle + SAMPLE_BYTES].numpy().tobytes())
         return digest.hexdigest()
@@ -148,8 +164,8 @@ class Checkpoint:
     def _stored_dtype(self) -> str:
         if not self.tensors:
             raise CheckpointError(f"{self.folder}: no tensors")
-        name = next(iter(self.tensors))
-        stored = self.tensors[name].get_slice(name).get_dtype()
+        found = [self.dtype_of(name) for name in self.tensors]
+        stored = next((dtype for dtype in found if dtype in SAFETENSORS_DTYPES), found[0])
         return SAFETENSORS_DTYPES.get(stored, str(stored))
 
 
@@ -164,9 +180,21 @@ class Weights:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._left = set(checkpoint.tensors)
+        for suffix in () if checkpoint.scheme is None else checkpoint.scheme.IGNORED:
+            self.ignore(suffix)
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
+
+    def dtype_of(self, name: str) -> str:
+        return self._checkpoint.dtype_of(name)
+
+    def raw(self, name: str) -> Tensor:
+        """The tensor as it is stored. Raises CheckpointError if it is missing."""
+        if name not in self._left:
+            raise CheckpointError(f"{self._checkpoint.folder}: tensor {name!r} is missing")
+        self._left.remove(name)
+        return self._checkpoint.raw(name)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """The tensor `name`, which must have `shape`. A view of the mapped file where the dtype allows."""
@@ -182,6 +210,39 @@ class Weights:
             out[at : at + rows].copy_(self._claim(name, (rows, *rest)))
             at += rows
         return out
+
+    def matrices(
+        self, modules: Sequence[tuple[str, int]], features_in: int
+    ) -> list[Tensor | QuantizedWeight]:
+        """The weights [rows, features_in] of `modules`, (name, rows), stacked: one matrix, or several if they are not alike.
+
+        Modules are alike if none is quantized, or if all are, in one format with one order of inputs; neighbours that are become one.
+        """
+        scheme = self._checkpoint.scheme
+        quantized = [scheme is not None and scheme.holds(name, self) for name, _ in modules]
+        if scheme is None or not any(quantized):
+            return [self.concat([(f"{name}.weight", rows) for name, rows in modules], features_in)]
+        parts: list[Tensor | QuantizedWeight] = [
+            scheme.read(name, rows, features_in, self)
+            if is_quantized
+            else self.take(f"{name}.weight", rows, features_in)
+            for (name, rows), is_quantized in zip(modules, quantized, strict=True)
+        ]
+        return stack(parts)
+
+    def dense(self, module: str, rows: int, features_in: int) -> Tensor:
+        """The weight of a module as floating point, whatever it is stored as."""
+        (found,) = self.matrices([(module, rows)], features_in)
+        return found if isinstance(found, Tensor) else found.dequantize(self.dtype)
+
+    def drop_zeros(self, name: str) -> None:
+        """Expect, and drop, a tensor that is all zero: some quantizers give every layer a bias."""
+        if name in self._left and not bool(self._checkpoint.tensor(name).any()):
+            self._left.remove(name)
+
+    def layers(self, count: int, load: Callable[[int], Layer]) -> Iterable[Layer]:
+        """The model's layers, in order, `load(index)` each; here all at once."""
+        return tuple(load(index) for index in range(count))
 
     def ignore(self, suffix: str) -> None:
         """Expect, and drop, tensors with this end of their name (buffers that old versions saved)."""
@@ -200,7 +261,8 @@ class Weights:
     def _architecture(self) -> str:
         return ", ".join(self._checkpoint.config.get("architectures") or ["?"])
 
-    def _claim(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises CheckpointError if there is no such tensor, or it has another shape."""
         if name not in self._left:
             raise CheckpointError(
                 f"{self._checkpoint.folder}: tensor {name!r} is missing; {self._architecture} expects it as {list(shape)}"
@@ -210,5 +272,19 @@ class Weights:
             raise CheckpointError(
                 f"{self._checkpoint.folder}: tensor {name!r} is {found}, expected {list(shape)}"
             )
+
+    def _claim(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self.check(name, shape)
         self._left.remove(name)
-        return self._checkpoint.tensor(name)
+        tensor = self._checkpoint.tensor(name)
+        if not finite(tensor):
+            raise CheckpointError(f"{self._checkpoint.folder}: tensor {name!r} holds NaN or infinite values")
+        return tensor
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all elements are numbers. By the extremes, which a NaN spoils: one reading, 0.15 s for 1 GB, and no second tensor."""
+    if not tensor.numel():
+        return True
+    low, high = tensor.aminmax()
+    return bool(low > -torch.inf and high < torch.inf)

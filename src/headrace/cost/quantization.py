@@ -35,19 +35,22 @@ def of(fields: Fields, plain_bits: int) -> Stored:
     )
 
 
-def _grouped_bits(settings: Fields, bits: int) -> float:
-    """With one 16-bit scale and one zero point for each group of weights (group_size -1: a whole column)."""
+def _grouped_bits(settings: Fields, bits: int, *, zeros: bool = True) -> float:
+    """With one 16-bit scale and (`zeros`) one zero point for each group of weights (group_size -1: a whole column)."""
     size = settings.values.get("group_size") or settings.values.get("q_group_size") or 128
-    return bits if size < 0 else bits + (16 + bits) / size
+    return bits if size < 0 else bits + (16 + (bits if zeros else 0)) / size
 
 
 def _compressed(settings: Fields) -> Stored:
+    """By the first group; others, if there are any, have the matrices whose inputs its group size does not divide."""
     groups = settings.within("config_groups")
     if not groups.values:
         raise ConfigError("config.json: quantization_config: config_groups is missing")
     first = groups.within(sorted(groups.values)[0])
     weights = first.within("weights")
     bits = weights.count("num_bits")
-    if not first.has("input_activations"):
-        return Stored(_grouped_bits(weights, bits))
-    return Stored(float(bits), "fp8" if weights.values.get("type", "int") == "float" else "int8")
+    if first.has("input_activations"):
+        return Stored(float(bits), "fp8" if weights.values.get("type", "int") == "float" else "int8")
+    if weights.values.get("strategy") in ("channel", "tensor"):
+        return Stored(float(bits))
+    return Stored(_grouped_bits(weights, bits, zeros=not weights.flag("symmetric", True)))

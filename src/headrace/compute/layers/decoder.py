@@ -1,6 +1,6 @@
 """The decoder: embedding, layers with a residual stream normalised before each part, final norm, LM head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,7 +48,8 @@ class Decoder:
     embedding: Tensor
     """[vocab, hidden]."""
     rotary: Rotary
-    layers: tuple[DecoderLayer, ...]
+    layers: Iterable[DecoderLayer]
+    """In order. All in memory, unless the weights that it was loaded from give one at a time: then they can be walked once."""
     norm: RMSNorm
     head: PackedWeight
     groups: tuple[KVGroup, ...]
@@ -117,15 +118,12 @@ def load_decoder(
 
     embedding = weights.take("model.embed_tokens.weight", vocab, hidden)
     # Files of tied models may hold the head too; like transformers, believe the tensor, not the flag, if they differ.
-    head = (
-        embedding
-        if tied and "lm_head.weight" not in weights
-        else weights.take("lm_head.weight", vocab, hidden)
-    )
+    own = any(f"lm_head.{stored}" in weights for stored in ("weight", "weight_packed", "qweight"))
+    head = weights.dense("lm_head", vocab, hidden) if own or not tied else embedding
     decoder = Decoder(
         embedding=embedding,
         rotary=rotary,
-        layers=tuple(layer(index) for index in range(layers)),
+        layers=weights.layers(layers, layer),
         norm=norm("model.norm"),
         head=pack(head),
         groups=groups,

@@ -73,12 +73,20 @@ def kv_spec(
     return KVSpec(groups=groups, block_size=block_size, dtype=checkpoint.dtype(dtype), layout=layout)
 
 
-def load(checkpoint: Checkpoint, *, dtype: str = "auto", length: int | None = None) -> Decoder:
+def load(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "auto",
+    length: int | None = None,
+    handing_out: type[Weights] = Weights,
+) -> Decoder:
     """Load the model for sequences of at most `length` tokens (default: as many as it is meant for).
+
+    `handing_out`: how the tensors reach the model; see `quant.streaming` for others.
 
     Raises CheckpointError for an unknown architecture, and for tensors that are missing, unexpected or mis-shaped.
     """
     module = family(checkpoint)
     config = module.Config.parse(checkpoint.config)
-    weights = Weights(checkpoint, DTYPES[checkpoint.dtype(dtype)])
+    weights = handing_out(checkpoint, DTYPES[checkpoint.dtype(dtype)])
     return module.load(config, weights, length or config.context_length)

@@ -139,5 +139,24 @@ def concat(parts: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     )
 
 
+def stack(parts: Sequence[Tensor | QuantizedWeight]) -> list[Tensor | QuantizedWeight]:
+    """The outputs of all `parts`, in order, in as few weights as can be: neighbours that `concat` takes become one."""
+    stacked: list[Tensor | QuantizedWeight] = []
+    alike: list[QuantizedWeight] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            alike = []
+            stacked.append(part)
+            continue
+        whole = concat([*alike, part])
+        if whole is None or not alike:
+            alike = [part]
+            stacked.append(part)
+        else:
+            alike.append(part)
+            stacked[-1] = whole
+    return stacked
+
+
 def _same_order(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else torch.equal(a, b)
