@@ -59,8 +59,10 @@ def test_as_the_paper_states_it(features_in, group):
         order="none",
     ).dequantize()
     expected = one_by_one(weight, moment, 4, group, 0.01)
-    # A weight on the edge between two codes may fall to either side; what follows then differs, too.
-    assert ((found - expected).abs() < 1e-3).float().mean() > 0.97
+    # A weight on the edge between two codes may fall to either side; what follows then differs, too, and costs as little.
+    assert ((found - expected).abs() < 1e-3).float().mean() > 0.8
+    costs = [float(((w - weight) @ moment * (w - weight)).sum()) for w in (found, expected)]
+    assert costs[0] == pytest.approx(costs[1], rel=0.03)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
