@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from headrace.api.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def quantize(
     model: Path | None, recipe: Recipe, texts: Texts, output: Path | None, threads: int | None
 ) -> None:
     """Raises ConfigError or CheckpointError, and leaves no folder behind then."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     source = Checkpoint(model or BUNDLED)
     width = f"g{recipe.group}" if recipe.group != PER_COLUMN else "column"
     method = "rtn" if texts.calibrate is None else "gptq"
@@ -103,7 +104,8 @@ def describe(
     console: Console, target: Path, recipe: Recipe, outcome: Outcome, seconds: float, method: str
 ) -> None:
     """What was done, by kind of projection."""
-    table = Table(title=f"{target}: {recipe.bits} bits, {method.upper()}, {seconds:.1f} s")
+    console.print(f"[bold]{escape(str(target))}[/]: {recipe.bits} bits, {method.upper()}, {seconds:.1f} s")
+    table = Table()
     for name in ("projection", "matrices", "group", "mean error"):
         table.add_column(name, justify="left" if name == "projection" else "right")
     for kind, errors in outcome.errors.items():

@@ -31,7 +31,8 @@ def quantize(
     act_order: Annotated[
         str,
         typer.Option(
-            "--act-order", help="none, static (free when served), or group (inputs are gathered when served)"
+            "--act-order",
+            help="none, static (free when served), or group (best fit; inputs are gathered when served, which not every engine does)",
         ),
     ] = "static",
     damping: Annotated[float, typer.Option("--damping", min=0, help="Share of the mean energy")] = 0.01,
