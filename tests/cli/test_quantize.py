@@ -46,11 +46,11 @@ def quantized(tmp_path_factory) -> Path:
 def test_generate_and_serve(quantized):
     """The same text from both, and other arithmetic than the plain model's."""
     flags = ("--prefill", "1", "--decode", "1", "--threads", "1")
-    done = headrace("generate", str(quantized), "--max-tokens", "8", *flags, given="import os\n")
+    done = headrace("generate", str(quantized), "--max-tokens", "8", *flags, given="import os")
     assert done.returncode == 0, done.stderr
     (choice,) = json.loads(done.stdout)["choices"]
     assert choice["finish_reason"] == "length" and choice["text"]
-    body = {"model": "model", "prompt": "import os\n", "max_tokens": 8, "temperature": 0}
+    body = {"model": "model", "prompt": "import os", "max_tokens": 8, "temperature": 0}
     with serving(str(quantized), *flags) as server:
         asked = Request(
             f"{server.url}/v1/completions",

@@ -65,10 +65,14 @@ class Checkpoint:
         return {name: shard for shard in map(self._open, self._shards()) for name in shard.keys()}
 
     def dtype(self, requested: str = "auto") -> str:
-        """The element type to run in. "auto" is what config.json says, or, if it says nothing, the first tensor's."""
+        """The element type to run in. "auto" is what config.json says, or, if it says nothing, the first tensor's.
+
+        A quantized model that says float16, as most do, runs in bfloat16: its weights are integers, and no kernel for them knows float16.
+        """
         name = requested
         if requested == "auto":
             name = self.config.get("dtype") or self.config.get("torch_dtype") or self._stored_dtype()
+            name = "bfloat16" if self.scheme is not None and name == "float16" else name
         if name not in DTYPES:
             raise CheckpointError(
                 f"{self.folder}: dtype {name!r} is not supported; known: auto, {', '.join(DTYPES)}"

@@ -238,6 +238,17 @@ def test_a_quantized_head(plain, folder):
     torch.testing.assert_close(logits(folder), logits(folder.with_name("model-dense")), rtol=0, atol=1e-4)
 
 
+def test_float16_models_run_in_bfloat16(folder):
+    """Unless they are told to."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    assert Checkpoint(folder).dtype() == "bfloat16"
+    assert Checkpoint(folder).dtype("float16") == "float16"
+    exact = logits(folder, "float32")
+    for dtype in ("auto", "float16"):
+        assert (logits(folder, dtype) - exact).square().mean() < 1e-3 * exact.square().mean()
+
+
 def test_the_fingerprint_tells_codes_apart(folder):
     before = Checkpoint(folder).fingerprint()
     spoil(folder, lambda t: t[f"{MODULE}.qweight"].add_(1))
