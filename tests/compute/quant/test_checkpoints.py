@@ -125,8 +125,9 @@ def float_weights(module: str, rows: int, features_in: int) -> torch.Tensor:
     return torch.randn(rows, features_in, generator=generator).mul_(20).to(torch.float8_e4m3fn)
 
 
+@pytest.mark.parametrize("method", ["compressed-tensors", "fp8"])
 @pytest.mark.parametrize("shape", ["tensor", "channel", "block"])
-def test_float_weights(shape, plain, tmp_path):
+def test_float_weights(shape, method, plain, tmp_path):
     """8-bit floats with a scale of the tensor, of each output, and of blocks that do not divide the outputs."""
     tensors = load_file(plain / "model.safetensors")
     dense = dict(tensors)
@@ -138,7 +139,7 @@ def test_float_weights(shape, plain, tmp_path):
             "channel": torch.rand(rows, 1),
             "block": torch.rand(-(-rows // 24), features_in // 32),
         }[shape].mul(0.01)
-        tensors[f"{name}_scale"] = scales
+        tensors[f"{name}_scale" + ("_inv" if method == "fp8" and shape == "block" else "")] = scales
         tensors[name.replace("weight", "input_scale")] = torch.ones(1)
         spread = scales
         if shape == "block":
@@ -147,6 +148,8 @@ def test_float_weights(shape, plain, tmp_path):
     settings = compressed_settings(
         8, "float-quantized", type="float", strategy=shape, block_structure=[24, 32], group_size=None
     )
+    if method == "fp8":
+        settings = {"quant_method": "fp8", "weight_block_size": [24, 32] if shape == "block" else None}
     for folder, held in (("model", tensors), ("dense", dense)):
         (tmp_path / folder).mkdir()
         save_file(held, tmp_path / folder / "model.safetensors")
@@ -292,6 +295,7 @@ def test_weights_that_cannot_be_served(folder, change, message):
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes' are not supported; supported: awq, compressed"),
         ({"checkpoint_format": "marlin"}, "GPTQ checkpoint format 'marlin' is not supported"),
         ({"bits": 5}, "bits 5 and group_size 32 is not supported; bits are one of"),
+        ({"quant_method": "fp8", "fmt": "e5m2"}, "FP8 weights of kind 'e5m2' are not supported"),
         (AWQ | {"version": "gemv"}, "AWQ version 'gemv' is not supported"),
         (AWQ | {"bits": 8}, "AWQ with bits 8"),
         (compressed_settings(4, "nvfp4-pack-quantized"), "format 'nvfp4-pack-quantized' is not supported"),

@@ -103,6 +103,45 @@ def integers(
     return QuantizedWeight(form, codes, scales.contiguous(), group, zeros, order, module)
 
 
+def floats(
+    module: str,
+    weight: Tensor,
+    scales: Tensor,
+    block: tuple[int, int] | None,
+    rows: int,
+    features_in: int,
+) -> QuantizedWeight:
+    """Of 8-bit floats e4m3 [out, in] and scales as `spread` takes them. Raises CheckpointError."""
+    if list(weight.shape) != [rows, features_in]:
+        raise CheckpointError(f"{module}: weight is {list(weight.shape)}, expected {[rows, features_in]}")
+    scales = spread(module, scales, block, rows, features_in)
+    scales = scales if scales.dtype == torch.bfloat16 else scales.float()
+    group, _ = grouping(module, scales.shape[1], features_in, None)
+    codes = weight.contiguous().view(torch.uint8)
+    return QuantizedWeight(Format.named("e4m3"), codes, scales.contiguous(), group, None, None, module)
+
+
+def spread(module: str, scales: Tensor, block: tuple[int, int] | None, rows: int, features_in: int) -> Tensor:
+    """Scales as [out, groups], whatever shares one: the tensor [1], an output [out, 1], a group [out, groups], or a block of both.
+
+    Raises CheckpointError if they do not fit.
+    """
+    if scales.numel() == 1:
+        return scales.view(1, 1).expand(rows, 1)
+    if block is not None:
+        tall, wide = block
+        expected = [-(-rows // tall), -(-features_in // wide)]
+        if list(scales.shape) != expected or features_in % wide:
+            raise CheckpointError(
+                f"{module}: scales {list(scales.shape)} of blocks of {tall} x {wide} do not fit {[rows, features_in]}"
+            )
+        return scales.repeat_interleave(tall, 0)[:rows]
+    scales = scales.view(len(scales), -1)
+    if scales.shape[0] != rows:
+        raise CheckpointError(f"{module}: scales {list(scales.shape)} do not fit {rows} outputs")
+    return scales
+
+
 def grouping(
     module: str, groups: int, features_in: int, groups_of_inputs: Tensor | None
 ) -> tuple[int, Tensor | None]:

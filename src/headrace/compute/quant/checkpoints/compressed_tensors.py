@@ -17,8 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from headrace.compute.quant.checkpoints import Stored, grouping, integers
-from headrace.compute.quant.formats import Format
+from headrace.compute.quant.checkpoints import Stored, floats, integers, spread
 from headrace.compute.quant.weight import QuantizedWeight
 from headrace.compute.quant.words import unpack_words, words_for
 from headrace.types.errors import CheckpointError
@@ -187,14 +186,11 @@ def _plain(
 ) -> QuantizedWeight:
     """One module whose `weight` is stored in a byte an element."""
     weight, scales = tensors.raw(f"{module}.weight"), tensors.raw(f"{module}.weight_scale")
+    if weight.dtype == torch.float8_e4m3fn:
+        return floats(module, weight, scales, arguments.block, rows, features_in)
+    scales = spread(module, scales, arguments.block, rows, features_in)
     if list(weight.shape) != [rows, features_in]:
         raise CheckpointError(f"{module}: weight is {list(weight.shape)}, expected {[rows, features_in]}")
-    scales = _scales(module, scales, arguments, rows, features_in)
-    codes = weight.view(torch.uint8)
-    if weight.dtype == torch.float8_e4m3fn:
-        group, _ = grouping(module, scales.shape[1], features_in, None)
-        scales = scales if scales.dtype == torch.bfloat16 else scales.float()
-        return QuantizedWeight(Format.named("e4m3"), codes, scales.contiguous(), group, None, None, module)
     middle = 1 << arguments.bits - 1
     zeros = None
     if f"{module}.weight_zero_point" in tensors:
@@ -205,21 +201,3 @@ def _plain(
     groups = tensors.raw(f"{module}.weight_g_idx") if f"{module}.weight_g_idx" in tensors else None
     unsigned = (weight.to(torch.int16) + middle).to(torch.uint8)
     return integers(module, arguments.bits, unsigned, scales, zeros, groups)
-
-
-def _scales(module: str, scales: Tensor, arguments: Arguments, rows: int, features_in: int) -> Tensor:
-    """[out, groups], whatever shares one."""
-    if scales.numel() == 1:
-        return scales.view(1, 1).expand(rows, 1)
-    if arguments.block is not None:
-        tall, wide = arguments.block
-        expected = [-(-rows // tall), -(-features_in // wide)]
-        if list(scales.shape) != expected or features_in % wide:
-            raise CheckpointError(
-                f"{module}: scales {list(scales.shape)} of blocks of {tall} x {wide} do not fit {[rows, features_in]}"
-            )
-        return scales.repeat_interleave(tall, 0)[:rows]
-    scales = scales.view(len(scales), -1)
-    if scales.shape[0] != rows:
-        raise CheckpointError(f"{module}: scales {list(scales.shape)} do not fit {rows} outputs")
-    return scales
