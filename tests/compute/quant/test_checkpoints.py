@@ -249,7 +249,7 @@ def test_float16_models_run_in_bfloat16(folder):
     assert Checkpoint(folder).dtype("float16") == "float16"
     exact = logits(folder, "float32")
     for dtype in ("auto", "float16"):
-        assert (logits(folder, dtype) - exact).square().mean() < 1e-3 * exact.square().mean()
+        assert (logits(folder, dtype) - exact).square().mean() < 1e-2 * exact.square().mean()
 
 
 def test_the_fingerprint_tells_codes_apart(folder):
