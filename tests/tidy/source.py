@@ -24,6 +24,7 @@ SEAMS = (
     "cluster/scaling",
     "compute/models",
     "compute/ops",
+    "compute/quant/checkpoints",
     "engine/admission",
     "engine/batching",
     "engine/ordering",
