@@ -51,7 +51,7 @@ def test_tokens_are_the_same_together_and_alone(loaded, plans):
     model, spec = loaded
     every = list(range(REQUESTS))
     together = generate(open_driver(model, spec, blocks=128, threads=2), every)
-    assert sum(bool(plan.shared) for plan in plans) >= 5, "decode steps share the prefix"
+    assert plans[-1].shared, "decode steps share the prefix"
     plans.clear()
     apart = generate(open_driver(model, spec, blocks=128, shared_prefixes=False), every)
     assert not any(plan.shared for plan in plans), "switched off"
@@ -68,4 +68,4 @@ def test_one_plan_a_step_serves_all_layers(loaded, plans):
     driver.add(key(1), PREFIX[:50], GREEDY)
     driver.run([key(1)], 4)
     assert len(model.layers) == 3
-    assert len(plans) == 4, "one for the prompt, three for decoding"
+    assert len(plans) == 2, "one for the prompt, and one that goes on as it decodes"

@@ -14,7 +14,7 @@ from headrace.compute.distant import Distant, Tables
 from headrace.compute.distant import Span as DistantSpan
 from headrace.compute.layers.batch import Batch, GroupKV
 from headrace.compute.ops import Workspace
-from headrace.compute.planning import StepPlans
+from headrace.compute.planning import LastPlans, StepPlans
 from headrace.compute.plans import PARTITION
 from headrace.ports import Partials
 from headrace.types.ids import Address
@@ -35,6 +35,7 @@ class Rows:
         self._spec = spec
         self._shared_prefixes = shared_prefixes
         self._workspace = Workspace()
+        self._last: LastPlans = {}
         self._ids = np.zeros((0, length + 1), dtype=np.int32)
         self._tables = [np.zeros((0, spec.blocks_for(length)), dtype=np.int32) for _ in spec.groups]
         self._table_tensors: list[Tensor] = []
@@ -118,7 +119,7 @@ class Rows:
                 for kv, table, b in zip(pool, self._table_tensors, blocks, strict=True)
             ),
             threads=threads,
-            plans=StepPlans(self._workspace, threads, self._shared_prefixes),
+            plans=StepPlans(self._workspace, self._last, threads, self._shared_prefixes),
             distant=distant,
         )
 

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from headrace.compute.plans import PARTITION, Capacity, Limits, Plan, Shape, bounds, make_plan
+from headrace.compute.plans import PARTITION, Capacity, Limits, Plan, Shape, advance, bounds, make_plan
 from headrace.compute.plans.balance import chunk_partitions, deal
 from headrace.compute.plans.sparse import describe
 from tests.compute.plans.steps import Step, random_step, step
@@ -157,6 +158,37 @@ def test_no_plan_exceeds_its_bounds() -> None:
                 bounds(
                     Capacity(1, 1, 1, one.block_size), shape, Limits(1, splits=0, levels=0, states_max=0)
                 ).pad(planned(step([0], [(5000, 60)]), shape, limits))
+
+
+def test_a_plan_goes_on_with_the_next_step() -> None:
+    whole = step([0, 64, 64, 0], [(3600, 1), (3100, 1), (2200, 1), (800, 3)])
+
+    def after(tokens: int) -> Step:
+        return replace(whole, positions=whole.positions + np.int32(tokens - 100))
+
+    shape, limits = SHAPES[0], Limits(workers=2)
+    plan = planned(after(0), shape, limits)
+    assert plan.shared
+    for tokens in range(1, 100):
+        one = after(tokens)
+        moved = advance(plan, *one.describe())
+        if moved is None:
+            break
+        check(one, moved)
+        assert moved.keys == one.positions.max() + 1
+        plan = moved
+    assert tokens == 3072 - 2999, "until a row enters its next partition"
+    last = after(tokens - 1)
+    assert advance(plan, *last.describe()) is None, "not the next step"
+    one = after(1)
+    plan = planned(after(0), shape, limits)
+    assert advance(plan, *one.describe()) is not None
+    one.tables[1, 3], one.tables[1, 4] = one.tables[1, 4], one.tables[1, 3]
+    assert advance(plan, *one.describe()) is None, "other blocks where prefixes were shared"
+    windowed = make_plan(*after(0).describe(50), Shape(16, 8, 50), limits)
+    assert advance(windowed, *after(1).describe(50)) is None
+    fewer = replace(after(1), rows=after(1).rows[:2], positions=after(1).positions[:2])
+    assert advance(plan, *fewer.describe()) is None
 
 
 def test_csr_says_what_the_tables_say() -> None:

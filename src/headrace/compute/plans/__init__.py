@@ -5,7 +5,7 @@ never changes a bit of what is computed: it cuts at the borders of partitions on
 """
 
 from headrace.compute.plans.bounds import Bounds, Capacity, bounds
-from headrace.compute.plans.plan import Limits, Plan, Shape, make_plan
+from headrace.compute.plans.plan import Limits, Plan, Shape, advance, make_plan
 from headrace.compute.plans.sparse import PARTITION, BlockSparse, Queries, describe
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Plan",
     "Queries",
     "Shape",
+    "advance",
     "bounds",
     "describe",
     "make_plan",

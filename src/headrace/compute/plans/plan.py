@@ -10,7 +10,7 @@ one for each partition behind it. So every plan gives the bits of every other on
 gain by another order.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Plan:
     """Arrays of int32, ready to be handed to a kernel. Vector v of a tile is head v % group of token order[v // group]."""
 
     shape: Shape
+    queries: Queries
     sparse: BlockSparse
     order: Ints
     """The batch's tokens, then those of tall tiles."""
@@ -78,7 +79,8 @@ class Plan:
     """[tiles]: the first query vector, in `order`."""
     tile_end: Ints
     tile_blocks: Ints
-    """[tiles]: where in sparse.indices the tile's sequence begins."""
+    """[tiles]: where in sparse.indices the tile's sequence begins: sparse.indptr[tile_row]."""
+    tile_row: Ints
     tile_low: Ints
     """[tiles]: the first key position that any of its vectors attends ..."""
     tile_high: Ints
@@ -173,6 +175,45 @@ def make_plan(queries: Queries, sparse: BlockSparse, shape: Shape, limits: Limit
     return plan
 
 
+def advance(plan: Plan, queries: Queries, sparse: BlockSparse) -> Plan | None:
+    """The plan for the step after `plan`'s, if all is as it was, each row one token further: the same tiles, chunks and units.
+
+    It is what a step of decoding is most of the time, and is had sooner than a new plan, whose costs would differ by less than a partition
+    a row. None: a row came, went or entered another partition, or a window moves on.
+    """
+    before = plan.queries
+    if (
+        plan.shape.window
+        or sparse.block_size != plan.sparse.block_size
+        or sparse.blocks != plan.sparse.blocks
+    ):
+        return None
+    if not np.array_equal(queries.indptr, before.indptr) or not np.array_equal(
+        queries.first, before.first + 1
+    ):
+        return None
+    last = before.first + before.counts()  # of the new queries
+    if ((last % PARTITION == 0) | (queries.first % PARTITION == 0)).any():
+        return None
+    for node in plan.shared:
+        count = node.end * PARTITION // sparse.block_size
+        if any(
+            sparse.indices[sparse.indptr[row] :][:count].tobytes()
+            != plan.sparse.indices[plan.sparse.indptr[row] :][:count].tobytes()
+            for row in node.rows
+        ):
+            return None
+    own = plan.tile_begin < queries.tokens * plan.shape.group  # the rest are tall, and stay as they are
+    return replace(
+        plan,
+        queries=queries,
+        sparse=sparse,
+        tile_blocks=sparse.indptr[plan.tile_row],
+        tile_high=plan.tile_high + own.astype(np.int32),
+        keys=plan.keys + 1,
+    )
+
+
 def _assemble(queries: Queries, sparse: BlockSparse, shape: Shape, limits: Limits, nodes: list[Node]) -> Plan:
     order, tiles = _tiles(queries, shape, limits.tile_vectors, nodes)
     begins, ends = tiles.partitions()
@@ -205,11 +246,13 @@ def _assemble(queries: Queries, sparse: BlockSparse, shape: Shape, limits: Limit
     )
     return Plan(
         shape=shape,
+        queries=queries,
         sparse=sparse,
         order=order,
         tile_begin=tiles.begin,
         tile_end=tiles.end,
         tile_blocks=sparse.indptr[tiles.row],
+        tile_row=tiles.row,
         tile_low=tiles.low,
         tile_high=tiles.high,
         item_tile=item_tile,
