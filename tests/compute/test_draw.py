@@ -106,6 +106,11 @@ def test_ties_at_a_cut_go_to_lower_ids():
     assert draw(weights, 1 - 2.0**-53, top_p=0.1) == 999
 
 
+def test_a_share_of_nothing_keeps_the_first_word():
+    assert draw(np.ones(10_000, dtype=np.float32), 0.9, top_p=0.0) == 0
+    assert draw(as_weights([3, UNIT, UNIT]), 0.9, top_p=0.0) == 1
+
+
 def test_words_of_weight_zero_are_never_drawn():
     weights = np.zeros(1000, dtype=np.float32)
     weights[[300, 700]] = 1

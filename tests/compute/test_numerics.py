@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from headrace.compute import ops
-from headrace.compute.layers.mlp import ACTIVATIONS, activate
 from headrace.compute.layers.rotary import Rope, Rotary
 from headrace.compute.numerics import self_test
 from tests.compute.harness import all_logits, load, make_model
@@ -68,19 +67,6 @@ def test_recomputation_gives_the_same_bits(loaded, dtype):
     ids = sequences((40,))
     decoded = [all_logits(model, spec, [ids[0][:n]])[0][-1:] for n in range(1, 41)]
     assert_same(all_logits(model, spec, ids), [torch.cat(decoded)], dtype)
-
-
-@pytest.mark.parametrize("width", [96, 100, 1376])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(name, width, dtype):
-    """Large enough to be divided among threads, in the middle of a row."""
-    torch.manual_seed(0)
-    rows = torch.randn(701, 2 * width).mul_(3).to(getattr(torch, dtype))[:, :width]
-    alone = torch.cat([activate(ACTIVATIONS[name], row[None], 1) for row in rows])
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        assert torch.equal(activate(ACTIVATIONS[name], rows, threads), alone)
-        assert torch.get_num_threads() == threads
 
 
 def test_rotary_tables_do_not_depend_on_their_length_or_threads():

@@ -67,7 +67,7 @@ def test_repetition_penalty_covers_prompt_and_output():
     )[0]
     drawing = sampler(prompt, repetition_penalty=1.8)
     drawing.append(output)
-    torch.testing.assert_close(torch.from_numpy(drawing._adjust(row())), expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.from_numpy(drawing.adjust(row())), expected, rtol=0, atol=0)
 
 
 def test_presence_and_frequency_penalties_cover_the_output_only():
@@ -77,7 +77,7 @@ def test_presence_and_frequency_penalties_cover_the_output_only():
     expected = row()
     expected[9] -= 0.5 + 3 * 0.25
     expected[10] -= 0.5 + 0.25
-    np.testing.assert_array_equal(drawing._adjust(row()), expected)
+    np.testing.assert_array_equal(drawing.adjust(row()), expected)
 
 
 def test_logit_bias():

@@ -20,8 +20,9 @@ import msgspec
 from headrace.compute.layers.decoder import Decoder
 from headrace.compute.memory import Memory
 from headrace.compute.memory.paged import PagedMemory
+from headrace.compute.ops.choice import Logits
 from headrace.compute.rows import Rows, Span
-from headrace.compute.sampling import Logits, Sampler
+from headrace.compute.sampling import Sampler, Token, sample_all
 from headrace.ports import Partials
 from headrace.types.hashing import block_hash
 from headrace.types.ids import BlockHash, SequenceKey, StepId
@@ -158,7 +159,7 @@ class Runner:
         named = [(work, self._resident(work.key)) for work in plan.work]
         runs = [(work, resident, span) for work, resident in named if (span := self._span(work, resident))]
         logits = self._forward(runs, layers_done if plan.layered else None)
-        drawn = {work.key: next(logits) for work, _, _ in runs if work.emits}
+        drawn = self._draw([resident for work, resident, _ in runs if work.emits], logits)
         outputs, emissions = [], []
         for work, resident in named:
             output, emission = self._conclude(work, resident, drawn)
@@ -243,8 +244,17 @@ class Runner:
                 resident.lost = resident.lost or row in batch.distant.lost
         return iter(logits)
 
+    def _draw(
+        self, residents: Sequence[Resident], logits: Iterator[Logits]
+    ) -> dict[SequenceKey, Token | FloatingPointError]:
+        """The next token of each of these that is not lost."""
+        rows = list(zip(residents, logits, strict=True))
+        found = [(r.key, r.sampler, row) for r, row in rows if r.sampler is not None and not r.lost]
+        tokens = sample_all([s for _, s, _ in found], [row for _, _, row in found], threads=self._threads)
+        return {key: token for (key, _, _), token in zip(found, tokens, strict=True)}
+
     def _conclude(
-        self, work: Work, resident: Resident, logits: Mapping[SequenceKey, Logits]
+        self, work: Work, resident: Resident, drawn: Mapping[SequenceKey, Token | FloatingPointError]
     ) -> tuple[Output, Emission | None]:
         if resident.lost:
             return Output(work.key, 0, lost=True), None
@@ -255,11 +265,10 @@ class Runner:
         hashes = resident.hashes((work.first + work.count) // self._spec.block_size, self._spec.block_size)
         if not work.emits:
             return Output(work.key, 0, hashes), None
-        assert resident.sampler is not None and resident.row is not None
-        try:
-            token = resident.sampler.sample(logits[work.key])
-        except FloatingPointError as wrong:
-            resident.error = f"the model's output is not a distribution: {wrong}"
+        token = drawn[work.key]
+        assert resident.row is not None
+        if isinstance(token, FloatingPointError):
+            resident.error = f"the model's output is not a distribution: {token}"
             return Output(work.key, 0, error=resident.error), None
         self._rows.put(resident.row, len(resident.ids), token.id)
         first = len(resident.ids) - resident.prompt

@@ -10,12 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.compute.draw import draw, reached, uniform
+from headrace.compute.draw import reached, uniform
+from headrace.compute.ops.choice import Choice, Logits, choose
 from headrace.types.payload import SamplingParams, TokenLogprobs
 from headrace.types.request import FinishReason
-
-Logits = NDArray[np.float32]
-"""[vocab]."""
 
 
 class Token(NamedTuple):
@@ -74,17 +72,20 @@ class Sampler:
 
         Raises FloatingPointError if they do not define a distribution (NaN, or nothing finite).
         """
+        [token] = sample_all([self], [logits], threads=1)
+        if isinstance(token, FloatingPointError):
+            raise token
+        return token
+
+    def ask(self) -> Choice:
+        """How the next token is drawn."""
         params = self.params
-        adjusted = self._adjust(logits)
-        best = int(adjusted.argmax())
-        if not np.isfinite(adjusted[best]):
-            raise FloatingPointError(f"the largest logit is {adjusted[best]}")
-        if params.temperature == 0 or params.top_k == 1:
-            chosen = best
-        else:
-            weights = np.exp((adjusted - adjusted[best]) / np.float32(params.temperature))
-            u = uniform(params.seed, self.choice, self.drawn)
-            chosen = draw(weights, u, top_k=max(params.top_k, 0), top_p=params.top_p, min_p=params.min_p)
+        u = uniform(params.seed, self.choice, self.drawn)
+        return Choice(params.temperature, u, max(params.top_k, 0), params.top_p, params.min_p)
+
+    def conclude(self, logits: Logits, chosen: int) -> Token:
+        """Count the token drawn from these logits."""
+        params = self.params
         self.append([chosen])
         finish = None
         if chosen in self._stops:
@@ -94,7 +95,7 @@ class Sampler:
         found = None if params.logprobs is None else logprobs(logits, chosen, params.logprobs)
         return Token(chosen, finish, found)
 
-    def _adjust(self, logits: Logits) -> Logits:
+    def adjust(self, logits: Logits) -> Logits:
         """Logits after masks, bias and penalties: a copy if any applies."""
         params = self.params
         masks = self.drawn < params.min_tokens and len(self._masked)
@@ -114,6 +115,24 @@ class Sampler:
             penalty = np.float32(params.frequency_penalty) * self._counts[words]
             logits[words] -= penalty + np.float32(params.presence_penalty)
         return logits
+
+
+def sample_all(
+    samplers: Sequence[Sampler], logits: Sequence[Logits], *, threads: int
+) -> list[Token | FloatingPointError]:
+    """Draw the next token of every sequence, each from its row, and count it. `logits` are left as they are.
+
+    A row that does not define a distribution (NaN, or nothing finite) gives an error, and nothing is counted there.
+    """
+    adjusted = [sampler.adjust(row) for sampler, row in zip(samplers, logits, strict=True)]
+    words = choose(adjusted, [sampler.ask() for sampler in samplers], threads=threads)
+    tokens: list[Token | FloatingPointError] = []
+    for sampler, row, seen, word in zip(samplers, logits, adjusted, words, strict=True):
+        if np.isfinite(seen[word]):
+            tokens.append(sampler.conclude(row, word))
+        else:
+            tokens.append(FloatingPointError(f"the largest logit is {seen[word]}"))
+    return tokens
 
 
 def logprobs(logits: Logits, chosen: int, count: int) -> TokenLogprobs:

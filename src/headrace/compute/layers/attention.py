@@ -10,8 +10,8 @@ from headrace.compute.checkpoint import Weights
 from headrace.compute.layers.batch import Batch
 from headrace.compute.layers.linear import Linear
 from headrace.compute.layers.rms_norm import RMSNorm, per_head
-from headrace.compute.layers.rotary import Angles, rotate
-from headrace.compute.ops import write_kv
+from headrace.compute.layers.rotary import Angles
+from headrace.compute.ops import turn_and_write
 from headrace.types.kv import GroupKind, KVGroup
 
 
@@ -48,7 +48,7 @@ def places(groups: Sequence[KVGroup]) -> dict[int, Place]:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Projections with Q, K and V in one matrix; rotary on Q and K in one pass."""
+    """Projections with Q, K and V in one matrix; between them and attention, one pass over the heads."""
 
     qkv: Linear
     """hidden -> (heads + 2 * kv_heads) * dim: all Q heads, then K, then V."""
@@ -96,12 +96,17 @@ class Attention:
         """[tokens, hidden] -> the same; writes the tokens' KV into the pool first."""
         group = batch.groups[self.place.group]
         heads = self.qkv(x, batch.threads).view(len(x), -1, self.dim)
-        qk, v = heads[:, : self.heads + self.kv_heads], heads[:, self.heads + self.kv_heads :]
-        if self.norm is not None:
-            qk = self.norm(qk)
-        qk = rotate(qk, angles)
-        q, k = qk[:, : self.heads], qk[:, self.heads :]
-        write_kv(k, v, group.kv, self.place.index, group.blocks, batch.offsets)
+        q = turn_and_write(
+            heads,
+            *angles,
+            group.kv,
+            self.place.index,
+            group.blocks,
+            batch.offsets,
+            weight=None if self.norm is None else self.norm.weight,
+            eps=0.0 if self.norm is None else self.norm.eps,
+            threads=batch.threads,
+        )
         if batch.distant is not None:
             attended = batch.distant.attend(
                 q,

@@ -35,10 +35,10 @@ class DecoderLayer:
     feed_norm: RMSNorm
     feed: Feed
 
-    def __call__(self, x: Tensor, batch: Batch, angles: Angles) -> Tensor:
-        """[tokens, hidden] -> the same."""
-        x = x + self.mixer(self.mixer_norm(x), batch, angles)
-        return x + self.feed(self.feed_norm(x), batch)
+    def __call__(self, x: Tensor, delta: Tensor | None, batch: Batch, angles: Angles) -> Tensor:
+        """The residual stream [tokens, hidden], which is added to in place, and what the layer before adds to it -> what this adds."""
+        mixed = self.mixer(self.mixer_norm(x, delta, batch.threads), batch, angles)
+        return self.feed(self.feed_norm(x, mixed, batch.threads), batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,16 @@ class Decoder:
         if torch.get_num_threads() != batch.threads:
             torch.set_num_threads(batch.threads)
         x = F.embedding(batch.ids, self.embedding)
+        delta: Tensor | None = None
         angles = self.rotary(batch.positions)
         for done, layer in enumerate(self.layers, 1):
-            x = layer(x, batch, angles)
+            delta = layer(x, delta, batch, angles)
             if layers_done is not None:
                 layers_done(done)
         if not len(batch.wanted):
             return torch.empty(0, self.vocab)
-        x = self.norm(x.index_select(0, batch.wanted))
+        last = None if delta is None else delta.index_select(0, batch.wanted)
+        x = self.norm(x.index_select(0, batch.wanted), last, batch.threads)
         return fixed_linear(x, self.head, threads=batch.threads)
 
 

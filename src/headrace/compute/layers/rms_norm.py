@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.compute import ops
+
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """y = x / rms(x) * weight over the last axis; the root in f32, the product in x's dtype, as transformers computes it."""
+    """y = x / rms(x) * weight over the last axis; see `ops.rms_norm`."""
 
     weight: Tensor
-    """[dim], or any shape that broadcasts to x (one weight per head: [heads, dim])."""
+    """[dim]; of the norm of each head: [heads, dim]."""
     eps: float
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., dim] -> the same shape and dtype."""
-        wide = x.float()
-        scale = (wide * wide).mean(-1, keepdim=True).add_(self.eps).rsqrt_()
-        return (wide * scale).to(x.dtype) * self.weight
+    def __call__(self, x: Tensor, delta: Tensor | None, threads: int) -> Tensor:
+        """[tokens, dim] -> the same. What the layer before adds to the stream, `delta`, is added to x in place first."""
+        return ops.rms_norm(x, self.weight, self.eps, delta=delta, threads=threads)
 
 
 def per_head(query: Tensor, key: Tensor, heads: int, kv_heads: int) -> Tensor:

@@ -78,11 +78,10 @@ def context_length(rope: Rope, length: int) -> int:
 
 
 class Angles(NamedTuple):
-    """Cosine and signed sine of each token's position: [tokens, 1, dim] in the model's dtype."""
+    """Of each token's position: [tokens, dim / 2] in the model's dtype."""
 
     cos: Tensor
     sin: Tensor
-    """Its first half negated, so that a rotation is x * cos + (x with its halves swapped) * sin."""
 
 
 class Rotary:
@@ -102,13 +101,7 @@ class Rotary:
         """int32 [tokens] -> angles."""
         cos = self.cos.index_select(0, positions).to(self.dtype)
         sin = self.sin.index_select(0, positions).to(self.dtype)
-        return Angles(torch.cat([cos, cos], -1).unsqueeze(1), torch.cat([-sin, sin], -1).unsqueeze(1))
-
-
-def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """[tokens, heads, dim] -> the same, each head turned by its token's angles (halves convention of GPT-NeoX)."""
-    swapped = x.roll(x.shape[-1] // 2, -1)
-    return (x * angles.cos).add_(swapped.mul_(angles.sin))
+        return Angles(cos, sin)
 
 
 def _plain(theta: float, dim: int) -> Tensor:

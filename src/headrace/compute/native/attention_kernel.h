@@ -1,42 +1,22 @@
 // Paged attention of one tile: query vectors of one sequence that share a KV head.
 //
 // The order of every sum is fixed by absolute key positions: partitions of 1,024 keys; in one, steps of 64 keys, after
-// each of which the running maximum, sum and accumulator move on; in one, keys in order. A vector that shares a tile
+// each of which the running maximum, sum and accumulator move on; in one, keys in order. A product q.k is four sums, of
+// the words (32 bits of q and k) whose number leaves 0, 1, 2 and 3 when divided by 4, put together as (0 + 1) + (2 + 3):
+// so few queries can meet keys as they lie in memory, and many the same keys transposed. A vector that shares a tile
 // computes more than it would alone, but only products with a weight of exactly 0, which change no bit (but a zero's
 // sign: see `finish`). So its result is the same in any tile.
 #pragma once
 
 #include <cmath>
 
+#include "attention_scratch.h"
 #include "dot.h"
 #include "kernels.h"
 #include "variants.h"
 
 namespace headrace {
 namespace {
-
-// A softmax-weighted sum under way: what was accumulated so far, relative to the greatest score seen.
-struct Partial {
-  alignas(64) float sum[kVectors * kDimMax];   // of weight * V
-  alignas(64) float weight[kVectors * 16];     // of weights, in 16 lanes
-  float max[kVectors];                         // greatest score * scale * log2(e); -inf: no key yet
-};
-
-template <class E>
-struct Scratch {
-  using Operand = typename E::Operand;
-  using Element = typename E::Element;
-  alignas(64) uint32_t keys[kDimMax / E::kWidth * kStep];    // [dim / width][64 keys]
-  alignas(64) uint32_t values[kStep / E::kWidth * kDimMax];  // [64 keys / width][dim]
-  alignas(64) Operand q[kVectors * kDimMax];
-  alignas(64) float scores[kRows * kStep] = {};  // of one block of vectors
-  alignas(64) Operand weights[kVectors * kStep];
-  const Element* rows[kStep];  // V of each key of the step; a row of zeros for a key that nobody attends
-  const Element* rows_ahead[kStep / kChunk];  // V of each chunk of the step to come, to be prefetched
-  float rescale[kVectors];
-  int first[kVectors], last[kVectors];  // keys that each vector attends
-  Partial partial, total;
-};
 
 template <class E, class A = Standard>
 class TileAttention {
@@ -45,7 +25,12 @@ class TileAttention {
 
  public:
   TileAttention(const Attention& call, const Tile& tile)
-      : call_(call), tile_(tile), vectors_(tile.end - tile.begin), dim_(call.dim) {
+      : call_(call),
+        tile_(tile),
+        vectors_(tile.end - tile.begin),
+        dim_(call.dim),
+        words_(call.dim / kWidth),
+        segment_((words_ + 15) / 16 * 4) {
     for (int v = 0; v < vectors_; ++v) {
       int position = call.positions[token(v)];
       s_.first[v] = A::first(call, position);
@@ -59,7 +44,14 @@ class TileAttention {
     next_head_ = next_head;
     for (int v = 0; v < vectors_; ++v) {
       auto* q = static_cast<const Element*>(call_.q) + token(v) * call_.q_stride + head_in_all(v) * dim_;
-      E::operand(q, dim_, s_.q + v * dim_);
+      if (few()) {
+        E::operand(q, dim_, s_.q + v * dim_);
+        continue;
+      }
+      typename E::Operand natural[kDimMax];
+      E::operand(q, dim_, natural);
+      for (int w = 0; w < words_; ++w)  // the words of each of the four sums side by side
+        memcpy(s_.q + v * dim_ + (w % 4 * (words_ / 4) + w / 4) * kWidth, natural + w * kWidth, sizeof(natural[0]) * kWidth);
     }
   }
 
@@ -151,6 +143,9 @@ class TileAttention {
     for (int v = 0; v < vectors_; ++v) p.max[v] = -INFINITY;
   }
 
+  // Are there so few vectors that transposing keys for them does not pay?
+  bool few() const { return E::kQuarters && vectors_ <= kRows; }
+
   static int least(int a, int b) { return a < b ? a : b; }
   static int greatest(int a, int b) { return a > b ? a : b; }
   int token(int v) const { return tile_.token(tile_.begin + v, call_.group); }
@@ -197,7 +192,7 @@ class TileAttention {
 
   void step(int base) {
     int low = greatest(tile_.low, base), high = least(tile_.high, base + kStep - 1);
-    pack_keys(base, low, high);
+    if (!few()) pack_keys(base, low, high);
     Block blocks[(kVectors + kRows - 1) / kRows];
     int count = 0;
     bool exact = true;
@@ -206,9 +201,11 @@ class TileAttention {
       if (b.key_begin == b.key_end) continue;
       blocks[count++] = b;
       exact &= b.exact;
-      multiply<E>(b.count, b.key_end - b.key_begin, s_.q + v * dim_, dim_, Packed<E>{s_.keys + b.key_begin, kStep},
-                  dim_ / kWidth, nullptr, s_.scores + b.key_begin, kStep);
-      for (int i = 0; i < b.count; ++i) softmax(v + i, s_.scores + i * kStep, base);
+      if constexpr (E::kQuarters) {
+        if (few()) meet_rows<kRows>(b, base);
+      }
+      if (!few()) meet_packed(b);
+      for (int i = 0; i < b.count; ++i) softmax(v + i, i * kStep, base);
     }
     find_values(base, low, high);
     if (count == 1 && exact) return accumulate(blocks[0], Found{s_.rows, s_.rows_ahead, call_.token_stride});
@@ -220,6 +217,44 @@ class TileAttention {
         accumulate(blocks[i], Packed<E>{s_.values, static_cast<size_t>(dim_)});
       else
         accumulate_singly(blocks[i], base, low, high);
+    }
+  }
+
+  // Scores of a block of vectors with packed keys.
+  void meet_packed(const Block& b) {
+    const int sum = words_ / 4;
+    for (int s = 0; s < 4; ++s)
+      multiply<E>(b.count, b.key_end - b.key_begin, s_.q + b.begin * dim_ + s * sum * kWidth, dim_,
+                  Packed<E>{s_.keys + s * segment_ * kStep + b.key_begin, kStep}, sum, nullptr,
+                  s_.scores[s] + b.key_begin, kStep);
+  }
+
+  // The same with keys where they lie, of at most R vectors.
+  template <int R>
+  void meet_rows(const Block& b, int base) {
+    if (b.count < R) {
+      if constexpr (R > 1) meet_rows<R - 1>(b, base);
+      return;
+    }
+    const ptrdiff_t pitch = call_.token_stride / kWidth;
+    auto* q = reinterpret_cast<const uint32_t*>(s_.q + b.begin * dim_);
+    for (int c = b.key_begin; c < b.key_end; c += kChunk) {
+      auto* keys = reinterpret_cast<const uint32_t*>(chunk(head_, base + c));
+      auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
+      for (int t = 0; t < kChunk; ++t)
+        for (int w = 0; w < words_; w += 16) prefetch(next + t * pitch + w);
+      V sums[R][4];
+      for (int r = 0; r < R; ++r)
+        for (int g = 0; g < 4; ++g) sums[r][g] = zero();
+      for (int w = 0; w < words_; w += 4) {
+        decltype(E::quarters_b(keys, pitch)) k[4];
+        for (int g = 0; g < 4; ++g) k[g] = E::quarters_b(keys + g * pitch + w, 4 * pitch);
+        for (int r = 0; r < R; ++r) {
+          auto x = E::quarter_a(q + r * words_ + w);
+          for (int g = 0; g < 4; ++g) sums[r][g] = E::dot(sums[r][g], x, k[g]);
+        }
+      }
+      for (int r = 0; r < R; ++r) store(s_.scores[0] + r * kStep + c, sum_quarters(sums[r]));
     }
   }
 
@@ -250,18 +285,17 @@ class TileAttention {
   }
 
   void pack_keys(int base, int low, int high) {
-    const int words = dim_ / kWidth;
     const ptrdiff_t pitch = call_.token_stride / kWidth;
     for (int c = (low - base) / kChunk * kChunk; base + c <= high; c += kChunk) {
       uint32_t* out = s_.keys + c;
       auto* in = reinterpret_cast<const uint32_t*>(chunk(head_, base + c));
       auto* next = reinterpret_cast<const uint32_t*>(upcoming(base + c));
       int d = 0;
-      for (; d + 16 <= words; d += 16) {
+      for (; d + 16 <= words_; d += 16) {
         for (int t = 0; t < kChunk; ++t) prefetch(next + t * pitch + d);  // in the order they will be read in
-        transpose(in + d, pitch, out + d * kStep, kStep);
+        transpose(in + d, pitch, out + d / 4 * kStep, kStep, segment_ * kStep);
       }
-      if (d < words) transpose_tail(in + d, pitch, words - d, out + d * kStep);
+      if (d < words_) transpose_tail(in + d, pitch, words_ - d, out + d / 4 * kStep);
     }
   }
 
@@ -269,7 +303,7 @@ class TileAttention {
   void transpose_tail(const uint32_t* in, ptrdiff_t pitch, int count, uint32_t* out) {
     uint32_t padded[16 * 16] = {};
     for (int t = 0; t < 16; ++t) memcpy(padded + 16 * t, in + t * pitch, sizeof(uint32_t) * count);
-    transpose(padded, 16, out, kStep);
+    transpose(padded, 16, out, kStep, segment_ * kStep);
   }
 
   // Find V of keys low..high; the other keys of their chunks read as zeros, since their slots may hold anything.
@@ -324,9 +358,15 @@ class TileAttention {
     return !bad;
   }
 
-  // Scores of one vector into weights; moves its maximum and its sum of weights on. Scores of chunks in which it attends
+  // Scores of one vector, from `at` on, into weights; moves its maximum and its sum of weights on. Scores of chunks in which it attends
   // nothing were not computed, and are not looked at.
-  void softmax(int v, const float* scores, int base) {
+  void softmax(int v, int at, int base) {
+    auto product = [&](int i) {
+      V first = load(s_.scores[0] + at + 16 * i);
+      if (few()) return first;
+      return add(add(first, load(s_.scores[1] + at + 16 * i)),
+                 add(load(s_.scores[2] + at + 16 * i), load(s_.scores[3] + at + 16 * i)));
+    };
     Partial& p = s_.partial;
     int first = greatest(s_.first[v] - base, 0), last = least(s_.last[v] - base, kStep - 1);
     typename E::Operand* weights = s_.weights + v * kStep;
@@ -347,7 +387,7 @@ class TileAttention {
     const V factor = splat(call_.scale * kLog2E);
     V score[4], weight[4];
     for (int i = 0; i < 4; ++i)
-      score[i] = where(mask >> 16 * i, variant.score(mul(load(scores + 16 * i), factor), base + 16 * i), splat(-INFINITY));
+      score[i] = where(mask >> 16 * i, variant.score(mul(product(i), factor), base + 16 * i), splat(-INFINITY));
     if constexpr (!A::kSoftmax) {
       for (int i = 0; i < 4; ++i)
         weight[i] = E::put(weights + 16 * i, where(mask >> 16 * i, variant.weight(score[i]), zero()));
@@ -395,6 +435,8 @@ class TileAttention {
   const Tile& tile_;
   const int vectors_;
   const int dim_;
+  const int words_;    // of a key
+  const int segment_;  // rows of packed keys for each of the four sums
   int head_ = 0, next_head_ = -1;
   Scratch<E> s_;
 };

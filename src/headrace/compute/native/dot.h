@@ -21,6 +21,13 @@ struct F32 {
   static INLINE V gather_b(const float* const* rows, int column) { return load(rows[0] + column); }
   static INLINE V splat_a(const float* a) { return splat(*a); }
   static INLINE V dot(V sum, V a, V b) { return fma(a, b, sum); }
+#if defined(__AVX512F__)
+  static constexpr bool kQuarters = true;  // a few rows of A can meet rows of B as they lie, four words at a time
+  static INLINE V quarters_b(const uint32_t* p, ptrdiff_t pitch) { return as_floats(quarters(p, pitch)); }
+  static INLINE V quarter_a(const uint32_t* p) { return as_floats(splat_quarter(p)); }
+#else
+  static constexpr bool kQuarters = false;
+#endif
 
   static void operand(const float* from, int count, float* to) { memcpy(to, from, count * sizeof(float)); }
   static INLINE V put(float* to, V v) {
@@ -28,6 +35,8 @@ struct F32 {
     return v;
   }
   static INLINE void output(float* to, V v) { store(to, v); }
+  static INLINE V input(const float* from) { return load(from); }
+  static INLINE V nearest(V v) { return v; }  // Element, as f32
 };
 
 #if defined(__AVX512BF16__)
@@ -47,6 +56,9 @@ struct Bf16 {
     return (__m512bh)splat_bits(pair);
   }
   static INLINE V dot(V sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
+  static constexpr bool kQuarters = true;
+  static INLINE __m512bh quarters_b(const uint32_t* p, ptrdiff_t pitch) { return (__m512bh)quarters(p, pitch); }
+  static INLINE __m512bh quarter_a(const uint32_t* p) { return (__m512bh)splat_quarter(p); }
 
   static void operand(const uint16_t* from, int count, uint16_t* to) { memcpy(to, from, count * sizeof(uint16_t)); }
   static INLINE V put(uint16_t* to, V v) {
@@ -54,6 +66,8 @@ struct Bf16 {
     return widen(to);
   }
   static INLINE void output(uint16_t* to, V v) { narrow(to, v); }
+  static INLINE V input(const uint16_t* from) { return widen(from); }
+  static INLINE V nearest(V v) { return rounded(v); }
 };
 #else
 // Without vdpbf16ps A is held in f32 (attention weights are not rounded), and B is widened in registers.
@@ -71,6 +85,7 @@ struct Bf16 {
   }
   static INLINE Pair gather_b(const uint16_t* const* rows, int column) { return {widen(rows[0] + column), widen(rows[1] + column)}; }
   static INLINE Pair splat_a(const float* a) { return {splat(a[0]), splat(a[1])}; }
+  static constexpr bool kQuarters = false;
   static INLINE V dot(V sum, Pair a, Pair b) { return fma(a.second, b.second, fma(a.first, b.first, sum)); }
 
   static void operand(const uint16_t* from, int count, float* to) {
@@ -84,6 +99,8 @@ struct Bf16 {
     return v;
   }
   static INLINE void output(uint16_t* to, V v) { narrow(to, v); }
+  static INLINE V input(const uint16_t* from) { return widen(from); }
+  static INLINE V nearest(V v) { return rounded(v); }
 };
 #endif
 
@@ -130,6 +147,9 @@ template <class E, class B>
 inline void multiply(int rows, int columns, const typename E::Operand* a, size_t lda, const B& b, int words,
                      const float* factor, float* c, size_t ldc) {
   int j = 0;
+  if (rows <= 3)  // rows of B are then read in one sweep: each is two lines or more, of memory that may be far
+    for (; j + 128 <= columns && kColumns == 4; j += 128)
+      multiply_columns<E, 3, 8>(rows, a, lda, b, j, words, factor, c + j, ldc);
   for (; j + 64 <= columns && kColumns == 4; j += 64)
     multiply_columns<E, kRows, 4>(rows, a, lda, b, j, words, factor, c + j, ldc);
   for (; j + 32 <= columns; j += 32) multiply_columns<E, kRows, 2>(rows, a, lda, b, j, words, factor, c + j, ldc);

@@ -11,9 +11,10 @@ enum Dtype { kF32 = 0, kBf16 = 1 };
 constexpr int kChunk = 16;           // keys of one block, one stride apart, for certain: block sizes are multiples of it
 constexpr int kStep = 64;            // keys that share one update of the running maximum
 constexpr int kPartition = 1024;     // keys that share one accumulator; borders where a sum may be split and merged
-constexpr int kVectors = 48;         // query vectors (token x head) that share one reading of K and V
+constexpr int kVectors = 192;        // query vectors (token x head) that share one reading of K and V
 constexpr int kDimMax = 256;
 constexpr int kPanel = 64;           // outputs whose weights are packed together
+constexpr int kWordBlock = 128;      // words whose weights are summed together
 constexpr int kPartialTail = 17;     // of a vector's partial: 16 lanes of the sum of weights, and the greatest score
 constexpr int kPartialFloats = kDimMax + kPartialTail;  // upper bound of floats a vector's partial takes
 
@@ -61,6 +62,36 @@ struct Linear {
   bool out_f32;
 };
 
+// Root mean square norm of rows, after adding to each. Strides count elements; rows are contiguous.
+struct Norm {
+  void* x;            // becomes x + delta, rounded
+  const void* delta;  // null: nothing is added, x is left as it is
+  const void* weight;
+  void* out;
+  int dim;
+  float eps;
+};
+
+// activation(gate) * up, of rows that hold gate and then up.
+struct Gate {
+  const void* x;  // [rows, 2 * width]
+  void* out;      // [rows, width]
+  int width;
+  bool gelu;  // by tanh; else silu
+};
+
+// Heads of Q, K and V as a projection left them: Q is normalised and turned in place, K on its way into the pool.
+struct Turn {
+  void* qkv;  // [tokens, heads + 2 * kv_heads, dim], contiguous
+  const void *cos, *sin;  // [tokens, dim / 2]
+  const void* weight;     // of the norm: [heads + kv_heads, dim]; null: none
+  float eps;
+  void* kv;  // the layer's first K
+  ptrdiff_t block_stride, plane_stride, head_stride, token_stride;
+  const int32_t *blocks, *offsets;
+  int heads, kv_heads, dim;
+};
+
 struct Kernels {
   // Attend a tile's vectors under KV heads head_begin..head_end - 1, and write their output.
   using Attend = void (*)(const Attention&, const Tile&, int head_begin, int head_end);
@@ -74,11 +105,25 @@ struct Kernels {
   // Outputs of rows row_begin..row_end - 1 in one panel.
   using LinearPanel = void (*)(const Linear&, int row_begin, int row_end, int panel);
 
+  // Rows begin..end - 1 of the operations between projections.
+  using NormRows = void (*)(const Norm&, int begin, int end);
+  using GateRows = void (*)(const Gate&, int begin, int end);
+  using TurnRows = void (*)(const Turn&, int begin, int end);
+  // See choice_kernel.h.
+  using Greatest = int (*)(const float* logits, int count);
+  using Weigh = void (*)(const float* logits, int count, float greatest, float factor, float* weights, double* sums,
+                         float* most);
+
   Attend attend[2];  // by Dtype
   AttendPartition attend_partition[2];
   Combine combine[2];
   Merge merge[2];
   LinearPanel linear[2];
+  NormRows norm[2];
+  GateRows gate[2];
+  TurnRows turn[2];
+  Greatest greatest;
+  Weigh weigh;
   bool widens_bf16;  // the bf16 linear wants x in f32
 };
 

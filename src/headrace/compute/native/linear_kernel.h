@@ -7,6 +7,20 @@
 namespace headrace {
 namespace {
 
+// A panel that is read once: 8 KiB ahead of where it is multiplied, two pages of memory or more are under way.
+template <class E>
+struct ReadOnce {
+  static constexpr int kAhead = 32 * kPanel;
+
+  const uint32_t* words;
+
+  INLINE auto at(int k, int column) const {
+    const uint32_t* p = words + k * kPanel + column;
+    prefetch(p + kAhead);
+    return E::load_b(p);
+  }
+};
+
 template <class E>
 void linear_panel(const Linear& call, int row_begin, int row_end, int panel) {
   FlushDenormals flush;
@@ -17,7 +31,10 @@ void linear_panel(const Linear& call, int row_begin, int row_end, int panel) {
   for (int row = row_begin; row < row_end; row += kRows) {
     int rows = row_end - row < kRows ? row_end - row : kRows;
     auto* x = static_cast<const typename E::Operand*>(call.x) + static_cast<size_t>(row) * pitch;
-    multiply<E>(rows, kPanel, x, pitch, Packed<E>{weight, kPanel}, words, nullptr, sums, kPanel);
+    if (row_end - row_begin <= kRows)
+      multiply<E>(rows, kPanel, x, pitch, ReadOnce<E>{weight}, words, nullptr, sums, kPanel);
+    else
+      multiply<E>(rows, kPanel, x, pitch, Packed<E>{weight, kPanel}, words, nullptr, sums, kPanel);
     for (int r = 0; r < rows; ++r) {
       size_t at = static_cast<size_t>(row + r) * call.n + column;
       if (call.out_f32) {

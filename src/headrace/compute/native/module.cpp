@@ -5,10 +5,13 @@
 
 #include <array>
 #include <stdexcept>
+#include <vector>
 
 #include "attention.h"
+#include "choice.h"
 #include "linear.h"
 #include "planned.h"
+#include "rows.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -136,6 +139,40 @@ void py_linear(int isa, bool bf16, uintptr_t x, uintptr_t weight, uintptr_t out,
   linear(kernels(isa), bf16 ? kBf16 : kF32, call, threads);
 }
 
+void py_norm(int isa, bool bf16, uintptr_t x, uintptr_t delta, uintptr_t weight, uintptr_t out, int rows, int dim,
+             float eps, int threads) {
+  Norm call{at<void>(x), at<void>(delta), at<void>(weight), at<void>(out), dim, eps};
+  nb::gil_scoped_release release;
+  norm(kernels(isa), bf16 ? kBf16 : kF32, call, rows, threads);
+}
+
+void py_gate(int isa, bool bf16, uintptr_t x, uintptr_t out, int rows, int width, bool gelu, int threads) {
+  Gate call{at<void>(x), at<void>(out), width, gelu};
+  nb::gil_scoped_release release;
+  gate(kernels(isa), bf16 ? kBf16 : kF32, call, rows, threads);
+}
+
+void py_choose(int isa, uintptr_t logits, uintptr_t factor, uintptr_t min_p, uintptr_t top_p, uintptr_t u,
+               uintptr_t top_k, int rows, int words, uintptr_t chosen, int threads) {
+  std::vector<Choice> choices(rows);
+  for (int i = 0; i < rows; ++i)
+    choices[i] = {at<float>(at<uintptr_t>(logits)[i]), at<float>(factor)[i], at<float>(min_p)[i],
+                  at<double>(top_p)[i],                at<double>(u)[i],     at<int32_t>(top_k)[i]};
+  nb::gil_scoped_release release;
+  choose(kernels(isa), choices.data(), rows, words, at<int32_t>(chosen), threads);
+}
+
+void py_turn(int isa, bool bf16, uintptr_t qkv, uintptr_t cos, uintptr_t sin, uintptr_t weight, float eps, uintptr_t kv,
+             ptrdiff_t block_stride, ptrdiff_t plane_stride, ptrdiff_t head_stride, ptrdiff_t token_stride,
+             uintptr_t blocks, uintptr_t offsets, int tokens, int heads, int kv_heads, int dim, int block_count,
+             int block_size, int threads) {
+  Turn call{at<void>(qkv), at<void>(cos), at<void>(sin), at<void>(weight), eps, at<void>(kv), block_stride,
+            plane_stride, head_stride, token_stride, at<int32_t>(blocks), at<int32_t>(offsets), heads, kv_heads, dim};
+  if (dim % 2 || dim > kDimMax) throw std::invalid_argument("dim not supported");
+  nb::gil_scoped_release release;
+  turn(kernels(isa), bf16 ? kBf16 : kF32, call, tokens, block_count, block_size, threads);
+}
+
 }  // namespace
 }  // namespace headrace
 
@@ -158,5 +195,9 @@ NB_MODULE(_native, m) {
   m.def("combine_partials", &headrace::py_combine_partials);
   m.def("write_kv", &headrace::py_write_kv);
   m.def("linear", &headrace::py_linear);
+  m.def("norm", &headrace::py_norm);
+  m.def("gate", &headrace::py_gate);
+  m.def("choose", &headrace::py_choose);
+  m.def("turn", &headrace::py_turn);
   headrace::define_low_bit(m);
 }

@@ -29,6 +29,11 @@ INLINE V max(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.hi
 INLINE V fma(V a, V b, V c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
+// a < b ? x : y, lane by lane; y where either is NaN.
+INLINE V where_less(V a, V b, V x, V y) {
+  return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+          _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+}
 INLINE V round(V v) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(v.low, nearest), _mm256_round_ps(v.high, nearest)};
@@ -93,6 +98,8 @@ INLINE void narrow(uint16_t* p, V v) {
   __m256i packed = _mm256_packus_epi32(narrowed(v.low), narrowed(v.high));
   store_256(p, _mm256_permute4x64_epi64(packed, 0xd8));  // the pack works inside 128-bit halves: put them in order
 }
+// The nearest bf16.
+INLINE V rounded(V v) { return low_half({narrowed(v.low), narrowed(v.high)}); }
 
 INLINE __m256i interleaved8(const uint16_t* a, const uint16_t* b) {
   return _mm256_or_si256(_mm256_cvtepu16_epi32(load_128(a)), _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_128(b)), 16));
@@ -105,7 +112,7 @@ INLINE void store_bits(uint32_t* p, Bits x) {
   store_256(p + 8, x.high);
 }
 
-INLINE void transpose8(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {
+INLINE void transpose8(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t quad, ptrdiff_t word) {
   __m256i a[8], b[4];
   for (int j = 0; j < 2; ++j)  // register 4 * j + r: words 4j..4j+3 of rows r and r + 4
     for (int r = 0; r < 4; ++r) {
@@ -118,18 +125,18 @@ INLINE void transpose8(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, pt
     b[1] = _mm256_unpackhi_epi32(x[0], x[1]);
     b[2] = _mm256_unpacklo_epi32(x[2], x[3]);
     b[3] = _mm256_unpackhi_epi32(x[2], x[3]);
-    uint32_t* o = out + 4 * j * out_pitch;
+    uint32_t* o = out + j * quad;
     store_256(o, _mm256_unpacklo_epi64(b[0], b[2]));
-    store_256(o + out_pitch, _mm256_unpackhi_epi64(b[0], b[2]));
-    store_256(o + 2 * out_pitch, _mm256_unpacklo_epi64(b[1], b[3]));
-    store_256(o + 3 * out_pitch, _mm256_unpackhi_epi64(b[1], b[3]));
+    store_256(o + word, _mm256_unpackhi_epi64(b[0], b[2]));
+    store_256(o + 2 * word, _mm256_unpacklo_epi64(b[1], b[3]));
+    store_256(o + 3 * word, _mm256_unpackhi_epi64(b[1], b[3]));
   }
 }
 
-// out[d][t] = in[t][d] for 16 x 16 words.
-INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {
+// in[t][d] for 16 x 16 words, to out + t, four words d of a quad `word` apart and quads `quad` apart.
+INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t quad, ptrdiff_t word) {
   for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 16; j += 8) transpose8(in + i * in_pitch + j, in_pitch, out + j * out_pitch + i, out_pitch);
+    for (int j = 0; j < 16; j += 8) transpose8(in + i * in_pitch + j, in_pitch, out + j / 4 * quad + i, quad, word);
 }
 
 }  // namespace

@@ -20,6 +20,8 @@ INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
 INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
 INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+// a < b ? x : y, lane by lane; y where either is NaN.
+INLINE V where_less(V a, V b, V x, V y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }
 INLINE V round(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE V ldexp(V x, V n) { return _mm512_scalef_ps(x, n); }
 INLINE V where(uint16_t mask, V a, V b) { return _mm512_mask_blend_ps(mask, b, a); }
@@ -36,18 +38,20 @@ INLINE V widen(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-INLINE void narrow(uint16_t* p, V v) {
+INLINE __m256i narrowed(V v) {
 #if defined(__AVX512BF16__)
-  __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+  return (__m256i)_mm512_cvtneps_pbh(v);
 #else
   Bits x = _mm512_castps_si512(v);  // round to nearest even: add 0x7fff and the last bit that stays; a NaN stays one
   Bits odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), splat_bits(1));
   Bits up = _mm512_add_epi32(x, _mm512_add_epi32(odd, splat_bits(0x7fff)));
   up = _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), x, splat_bits(0x400000));
-  __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
 #endif
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
 }
+INLINE void narrow(uint16_t* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(v)); }
+// The nearest bf16.
+INLINE V rounded(V v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(v)), 16)); }
 
 // a[0] b[0] a[1] b[1] ... of 16 bf16 each.
 INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
@@ -59,31 +63,46 @@ INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
 }
 INLINE void store_bits(uint32_t* p, Bits x) { _mm512_storeu_si512(p, x); }
 
-// out[d][t] = in[t][d] for 16 x 16 words.
-INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {
+// Four words of each of four places, one after the other.
+INLINE Bits quarters(const uint32_t* p, ptrdiff_t pitch) {
+  auto at = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * pitch)); };
+  Bits x = _mm512_castsi128_si512(at(0));
+  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, at(1));
+  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, at(2));
+  return _mm512_mask_broadcast_i32x4(x, 0xf000, at(3));
+}
+INLINE Bits splat_quarter(const uint32_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+INLINE V as_floats(Bits x) { return _mm512_castsi512_ps(x); }
+
+// out[4 * q + g] = (v[g][4 * q] + v[g][4 * q + 1]) + (v[g][4 * q + 2] + v[g][4 * q + 3]).
+INLINE V sum_quarters(const V* v) {
+  __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])), high01 = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
+  __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])), high23 = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+  V first = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)), second = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+  V third = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)), fourth = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+  return add(add(first, second), add(third, fourth));
+}
+
+// in[t][d] for 16 x 16 words, to out + t, four words d of a quad `word` apart and quads `quad` apart.
+INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t quad, ptrdiff_t word) {
   Bits a[16], b[16];
   // Quarter rows straight into place: register 4 * j + r holds, in lane q, words 4j..4j+3 of row 4q + r. Masked
   // broadcasts are loads and blends, which leaves the shuffle port, the bottleneck of a transpose, alone.
   for (int j = 0; j < 4; ++j)
-    for (int r = 0; r < 4; ++r) {
-      const uint32_t* p = in + r * in_pitch + 4 * j;
-      auto quarter = [&](int q) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * q * in_pitch)); };
-      Bits x = _mm512_castsi128_si512(quarter(0));
-      x = _mm512_mask_broadcast_i32x4(x, 0x00f0, quarter(1));
-      x = _mm512_mask_broadcast_i32x4(x, 0x0f00, quarter(2));
-      a[4 * j + r] = _mm512_mask_broadcast_i32x4(x, 0xf000, quarter(3));
-    }
+    for (int r = 0; r < 4; ++r) a[4 * j + r] = quarters(in + r * in_pitch + 4 * j, 4 * in_pitch);
   for (int j = 0; j < 4; ++j) {
     Bits* x = a + 4 * j;
     b[0] = _mm512_unpacklo_epi32(x[0], x[1]);
     b[1] = _mm512_unpackhi_epi32(x[0], x[1]);
     b[2] = _mm512_unpacklo_epi32(x[2], x[3]);
     b[3] = _mm512_unpackhi_epi32(x[2], x[3]);
-    uint32_t* o = out + 4 * j * out_pitch;
+    uint32_t* o = out + j * quad;
     _mm512_storeu_si512(o, _mm512_unpacklo_epi64(b[0], b[2]));
-    _mm512_storeu_si512(o + out_pitch, _mm512_unpackhi_epi64(b[0], b[2]));
-    _mm512_storeu_si512(o + 2 * out_pitch, _mm512_unpacklo_epi64(b[1], b[3]));
-    _mm512_storeu_si512(o + 3 * out_pitch, _mm512_unpackhi_epi64(b[1], b[3]));
+    _mm512_storeu_si512(o + word, _mm512_unpackhi_epi64(b[0], b[2]));
+    _mm512_storeu_si512(o + 2 * word, _mm512_unpacklo_epi64(b[1], b[3]));
+    _mm512_storeu_si512(o + 3 * word, _mm512_unpackhi_epi64(b[1], b[3]));
   }
 }
 

@@ -25,6 +25,8 @@ INLINE V mul(V a, V b) { return a * b; }
 INLINE V div(V a, V b) { return a / b; }
 INLINE V max(V a, V b) { return a > b ? a : b; }
 INLINE V fma(V a, V b, V c) { return a * b + c; }
+// a < b ? x : y, lane by lane; y where either is NaN.
+INLINE V where_less(V a, V b, V x, V y) { return a < b ? x : y; }
 INLINE V round(V v) {  // adding 1.5 * 2^23 leaves no room for a fraction; for |v| < 2^22
   const V big = splat(12582912.0f);
   return (v + big) - big;
@@ -62,12 +64,17 @@ INLINE V widen(const uint16_t* p) {
   for (int i = 0; i < 16; ++i) wide[i] = p[i];
   return low_half(load_bits(wide));
 }
-INLINE void narrow(uint16_t* p, V v) {  // round to nearest even; a NaN stays one
+INLINE Bits narrowed(V v) {  // bf16, nearest even, in the low half of each word; a NaN stays one
   Bits x = (Bits)v;
   Bits up = x + (((x >> 16) & 1) + 0x7fff);
-  Bits half = (v != v ? x | 0x400000 : up) >> 16;
+  return (v != v ? x | 0x400000 : up) >> 16;
+}
+INLINE void narrow(uint16_t* p, V v) {
+  Bits half = narrowed(v);
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(half[i]);
 }
+// The nearest bf16.
+INLINE V rounded(V v) { return low_half(narrowed(v)); }
 INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
   Bits x = {};
   for (int i = 0; i < 16; ++i) x[i] = a[i] | static_cast<uint32_t>(b[i]) << 16;
@@ -75,10 +82,10 @@ INLINE Bits interleaved(const uint16_t* a, const uint16_t* b) {
 }
 INLINE void store_bits(uint32_t* p, Bits x) { memcpy(p, &x, sizeof x); }
 
-// out[d][t] = in[t][d] for 16 x 16 words.
-INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t out_pitch) {
+// in[t][d] for 16 x 16 words, to out + t, four words d of a quad `word` apart and quads `quad` apart.
+INLINE void transpose(const uint32_t* in, ptrdiff_t in_pitch, uint32_t* out, ptrdiff_t quad, ptrdiff_t word) {
   for (int t = 0; t < 16; ++t)
-    for (int d = 0; d < 16; ++d) out[d * out_pitch + t] = in[t * in_pitch + d];
+    for (int d = 0; d < 16; ++d) out[d / 4 * quad + d % 4 * word + t] = in[t * in_pitch + d];
 }
 
 }  // namespace

@@ -116,7 +116,7 @@ def write_kv(
     if k.shape != v.shape or kv_heads != kv.shape[3] or v.dtype != k.dtype:
         raise ValueError(f"k {list(k.shape)} and v {list(v.shape)} do not fit kv {list(kv.shape)}")
     for name, index in (("blocks", blocks), ("offsets", offsets)):
-        _check_index(name, index, (tokens,))
+        check_index(name, index, (tokens,))
     check_rows("k", k)
     check_rows("v", v)
     if backend == "torch" or native is None:
@@ -155,13 +155,13 @@ def check_attention(
     if heads % kv.shape[3] or window < 0:
         raise ValueError(f"{heads} heads over {kv.shape[3]} KV heads, window {window}")
     check_rows("q", q)
-    _check_index("rows", rows, (tokens,))
-    _check_index("positions", positions, (tokens,))
-    _check_index("tables", tables, (tables.shape[0], tables.shape[-1]))
+    check_index("rows", rows, (tokens,))
+    check_index("positions", positions, (tokens,))
+    check_index("tables", tables, (tables.shape[0], tables.shape[-1]))
 
 
 def check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
-    """Raises ValueError if kv is no pool of this dtype and dim with such a layer."""
+    """Raises ValueError if this cannot be a pool for heads of `dim`, or has no such layer."""
     _, layers, planes, _, _, kv_dim = kv.shape
     if kv.dtype != dtype or kv_dim != dim or planes != 2:
         raise ValueError(f"kv {kv.dtype}{list(kv.shape)} does not fit {dtype} of dim {dim}")
@@ -172,11 +172,12 @@ def check_pool(kv: Tensor, layer: int, dtype: torch.dtype, dim: int) -> None:
 
 
 def check_rows(name: str, x: Tensor) -> None:
-    """Raises ValueError if a token of x, [tokens, heads, dim], is not in one piece."""
+    """Raises ValueError unless each token of [tokens, heads, dim] is contiguous."""
     if x.stride(2) != 1 or x.stride(1) != x.shape[2]:
         raise ValueError(f"each token's [heads, dim] of {name} must be contiguous")
 
 
-def _check_index(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+def check_index(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless this is contiguous int32 of that shape."""
     if x.dtype != torch.int32 or x.shape != shape or not x.is_contiguous():
         raise ValueError(f"{name} must be contiguous int32 {list(shape)}, not {x.dtype}{list(x.shape)}")

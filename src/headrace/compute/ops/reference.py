@@ -3,6 +3,8 @@
 They promise correctness to tolerance; a row's bits may depend on the batch that it is in.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -185,9 +187,58 @@ def merge_states(states: Tensor) -> Tensor:
 
 def write_kv(k: Tensor, v: Tensor, kv: Tensor, layer: int, blocks: Tensor, offsets: Tensor) -> None:
     """`ops.write_kv` by advanced indexing."""
+    bad = (blocks < 0) | (blocks >= kv.shape[0]) | (offsets < 0) | (offsets >= kv.shape[4])
+    if bool(bad.any()):
+        raise ValueError(f"token {int(bad.nonzero()[0])} has no slot in the pool")
     at = (blocks.long(), offsets.long())
     kv[:, layer, 0].transpose(1, 2)[at] = k
     kv[:, layer, 1].transpose(1, 2)[at] = v
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
+"""By the name in config.json, `hidden_act`."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`ops.rms_norm` over the last axis, without a delta; weight of any shape that broadcasts to x."""
+    wide = x.float()
+    scale = (wide * wide).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * scale).to(x.dtype) * weight
+
+
+def gated(x: Tensor, activation: str) -> Tensor:
+    """`ops.gated`."""
+    gate, up = x.chunk(2, -1)
+    return ACTIVATIONS[activation](gate).mul_(up)
+
+
+def turn_and_write(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    kv: Tensor,
+    layer: int,
+    blocks: Tensor,
+    offsets: Tensor,
+    *,
+    weight: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """`ops.turn_and_write`, one operation after the other."""
+    kv_heads = kv.shape[3]
+    heads = qkv.shape[1] - 2 * kv_heads
+    qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+    if weight is not None:
+        qk = rms_norm(qk, weight, eps)
+    cosines, sines = torch.cat([cos, cos], -1).unsqueeze(1), torch.cat([-sin, sin], -1).unsqueeze(1)
+    turned = (qk * cosines).add_(qk.roll(qk.shape[-1] // 2, -1).mul_(sines))
+    qkv[:, :heads] = turned[:, :heads]
+    write_kv(turned[:, heads:], v, kv, layer, blocks, offsets)
+    return qkv[:, :heads]
 
 
 def fixed_linear(x: Tensor, weight: Tensor, out_dtype: torch.dtype) -> Tensor:

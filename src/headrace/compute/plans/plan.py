@@ -45,7 +45,7 @@ class Limits:
 
     workers: int
     """Threads or CTAs."""
-    tile_vectors: int = 48
+    tile_vectors: int = 192
     """Query vectors (tokens x heads of a group) that share one reading of a key."""
     levels: int = 2
     """Shared prefixes that a token may be part of; 0 switches them off."""
