@@ -6,7 +6,7 @@ from headrace.types.events import Landed, StepDone, Write, Written
 from headrace.types.ids import Address, PoolId, Slot
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.lending import Borrow, CallIn, Holding, Lent, Repay, Unlent
-from headrace.types.messages import Cancel, Failed, Leased, Refused, Role
+from headrace.types.messages import Cancel, Failed, Lease, Leased, Role
 from headrace.types.plan import Elsewhere, Output, StepResult
 from tests.nodes.harness import OTHER_POOL, POOL, ROUTER, D, InstanceBench, P, key, start
 
@@ -65,21 +65,28 @@ def test_a_sequence_that_is_too_long_is_refused_where_nobody_lends():
     assert node.sent(Failed, ROUTER), "too long for both"
 
 
-def test_a_lender_that_has_just_ended_is_waited_for():
-    node = InstanceBench(P, spare=64, **LENDS, lend_away_ns=1000)
+def test_whoever_lacks_a_lender_says_so_and_serves_once_one_is_back():
+    node = InstanceBench(P, spare=64, **LENDS)
+    for n, role in enumerate((Role.WHOLE, Role.PREFILL)):
+        node.hear(ROUTER, start(n, total=300, role=role))
+        assert node.one(Failed, ROUTER).alone is (role is Role.WHOLE), "only who is whole may borrow"
     node.meet((D, 1))
     node.lose(D)
-    node.hear(ROUTER, start(1, total=300))
-    assert node.one(Refused, ROUTER).key == key(1)
-    node.hear(ROUTER, start(2, total=600))
-    assert node.sent(Failed, ROUTER), "too long for both"
-    node.meet((Address(D.name, 1), 1))
     node.hear(ROUTER, start(3, total=300))
-    assert key(3) in node.core.sequences
-    node.lose(Address(D.name, 1))
-    node.tell(at_ns=5000)
+    assert node.one(Failed, ROUTER).alone
+    node.meet((Address(D.name, 1), 1))
     node.hear(ROUTER, start(4, total=300))
-    assert node.one(Failed, ROUTER).key == key(4), "it has not come back"
+    assert key(4) in node.core.sequences
+
+
+def test_who_gives_way_to_a_peer_is_stopped_for_good_at_once():
+    node = owner()
+    while node.core.scheduler.inflight or not node.core.memory.short:
+        node.step()
+        if node.sent(Lease):
+            node.hear(POOL, Leased((), True, (0,)))
+    node.hear(D, Unlent(1), Borrow(9, 2, 0, key(9)))
+    assert node.one(Lent, D).loan == 9, "nothing was in flight, so nothing would have ended later"
 
 
 def test_only_whole_sequences_borrow():

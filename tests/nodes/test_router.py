@@ -361,6 +361,47 @@ def test_attempts_end():
     assert router.core.idle and router.core.counters["requests_failed"] == 1
 
 
+def test_pauses_grow_until_an_attempt_begins():
+    router = whole(refused_ns=100)
+    waited: list[int] = []
+    for attempt in range(8):
+        if attempt == 6:
+            router.hear(P, Begun(key(attempt=attempt), 5, 0, 0))
+        router.hear(P, Refused(key(attempt=attempt), "queue full"))
+        (wake,) = router.commands(WakeAt)
+        waited.append((wake.at_ns - router.now_ns) // 100)
+        router.tell(at_ns=wake.at_ns)
+    assert waited == [1, 2, 4, 8, 16, 16, 1, 2]
+
+
+def test_who_lacks_lenders_waits_for_those_that_have_ended_as_long_as_they_may_be_back():
+    router = whole(attempts_max=2, refused_ns=1, away_ns=1000)
+    router.tell(PeerLost(D, info()))
+    for attempt in range(5):
+        router.hear(P, Failed(key(attempt=attempt), "too long", retry=True, alone=True))
+        assert not router.commands(Reject)
+        router.tell(at_ns=router.now_ns + 16)
+    router.tell(PeerUp(Address(D.name, 1), info()))
+    for attempt in range(5, 7):
+        router.tell(at_ns=router.now_ns + 16)
+        router.hear(P, Failed(key(attempt=attempt), "too long", retry=True, alone=True))
+    assert router.commands(Reject)[0].reason == "too long", "all are there, and they lend too little"
+
+
+def test_who_does_not_come_back_is_not_waited_for_and_a_deadline_ends_the_wait():
+    router = whole(attempts_max=1, away_ns=1000)
+    router.tell(PeerLost(D, info()))
+    router.tell(at_ns=5000)
+    router.hear(P, Failed(key(), "too long", retry=True, alone=True))
+    assert router.commands(Reject)[0].reason == "too long"
+    router = RouterBench(decode=P, refused_ns=100)
+    router.submit(deadline_ns=50)
+    router.tell(PeerLost(D, info()))
+    router.hear(P, Failed(key(), "too long", retry=True, alone=True))
+    router.tell(at_ns=60)
+    assert "deadline" in router.commands(Reject)[0].reason
+
+
 def test_a_failure_for_good_is_told_at_once():
     router = split()
     router.hear(D, Failed(key(), "too long", retry=False))

@@ -81,8 +81,6 @@ class Borrowing:
         self._number = 0
         self._refused: dict[Address, int] = {}
         """When a peer that did not lend may be asked again."""
-        self._away: dict[str, tuple[InstanceInfo, int]] = {}
-        """Peers that have ended, by name, and until when they may be back."""
         self._patience_ns = 0
         """When standing still has lasted too long; 0: nothing stands still."""
         self._steps = 0
@@ -108,29 +106,19 @@ class Borrowing:
 
     def takes(self, start: Start) -> bool:
         """Could this pool and what peers lend hold such a sequence? Asked if the pool alone cannot."""
-        return self._takes(start, self._lenders())
-
-    def awaits(self, start: Start, now_ns: int) -> bool:
-        """Could they, if those came back that have just ended?"""
-        self._away = {n: (p, at_ns) for n, (p, at_ns) in self._away.items() if at_ns > now_ns}
-        return self._takes(start, self._lenders() + [peer for peer, _ in self._away.values()])
-
-    def _takes(self, start: Start, lenders: list[InstanceInfo]) -> bool:
         parts = self._parts
         if not self._able or start.role is not Role.WHOLE:
             return False
         blocks = parts.spec.blocks_for(start.total + start.emits_max)
         # Two partitions, that one of them is complete whatever the other is at, and the steps in flight.
         least = parts.spec.blocks_for(2 * parts.config.partition_tokens + 2 * parts.config.tokens_max)
+        lenders = [p for p in self._peers.values() if self._lends(p)]
         lent = {p.pool: [int(parts.config.lend_share * n) for n in p.blocks_total] for p in lenders}
         for group, own in enumerate(parts.memory.blocks_total):
             others = sum(share[group] // self._each * self._each for share in lent.values())
             if own < least or own + others < blocks:
                 return False
         return True
-
-    def _lenders(self) -> list[InstanceInfo]:
-        return [p for p in self._peers.values() if self._lends(p)]
 
     def _lends(self, peer: InstanceInfo) -> bool:
         return peer.pool != self._info.pool and peer.host == self._info.host
@@ -171,15 +159,9 @@ class Borrowing:
         if failed and self._coming is not None:
             self._fail(self._coming)
 
-    def up(self, peer: Address) -> None:
-        """A peer is there, perhaps again."""
-        self._away.pop(peer.name, None)
-
-    def lost(self, peer: Address, info: InstanceInfo, now_ns: int) -> None:
+    def lost(self, peer: Address) -> None:
         """A peer has ended."""
         self._refused.pop(peer, None)
-        if self._lends(info):
-            self._away[peer.name] = info, now_ns + self._parts.config.lend_away_ns
         for loan in [loan for loan in self._loans.values() if loan.holder == peer]:
             self._start_over(loan)
 

@@ -10,6 +10,9 @@ from headrace.types.ids import Address, BlockHash, SequenceKey
 from headrace.types.messages import Begun, Joined, Moved, Prefilled, Role, Start, TokenRun
 from headrace.types.request import Request, Timeline
 
+DOUBLINGS_MAX = 4
+"""Of the pause after a refusal."""
+
 
 class Stage(Enum):
     BEHIND = "behind"
@@ -50,6 +53,8 @@ class Choice:
     failures: int = 0
     deaths: int = 0
     """Instances that ended while they ran it."""
+    refusals: int = 0
+    """Since its latest attempt that began."""
     ticket: int = 0
     """Of its latest place in the queue; earlier ones are void."""
     assigned: dict[Address, int] = field(default_factory=dict[Address, int])
@@ -89,6 +94,11 @@ class Choice:
             tenant=request.tenant,
         )
 
+    def pauses(self) -> int:
+        """It was refused: how many pauses long it waits before it is asked for again."""
+        self.refusals += 1
+        return 1 << min(self.refusals - 1, DOUBLINGS_MAX)
+
     def prefilled(self, tokens: int, fleet: Fleet) -> None:
         """So many tokens of the prompt need no prefill any more."""
         tokens = min(tokens, self.unprefilled)
@@ -114,6 +124,7 @@ class Choice:
         timeline = self.timeline
         match message:
             case Begun(_, at_ns, cached):
+                self.refusals = 0
                 again = self.request.prompt + self.history - cached if self.attempt else 0
                 self.timeline = replace(
                     timeline, prefill_ns=at_ns, cached=cached, recomputed=timeline.recomputed + again

@@ -72,6 +72,8 @@ class Fleet:
         """Every pool that an instance has named."""
         self._indexed: dict[Address, int] = {}
         """Number of a pool's last message about its prefix index."""
+        self._away: dict[str, int] = {}
+        """Names of instances that have ended, and until when they may be back."""
         self._fields: tuple[Any, ...] = ()
         """Of a view, but the time; empty: to be made."""
         self._view: ClusterView | None = None
@@ -91,9 +93,15 @@ class Fleet:
     def has_pool(self, address: Address) -> bool:
         return address in self._pools
 
+    def awaits(self, now_ns: int) -> bool:
+        """Has somebody ended who may come back?"""
+        self._away = {name: until_ns for name, until_ns in self._away.items() if until_ns > now_ns}
+        return bool(self._away)
+
     # What changes
 
     def add(self, address: Address, info: InstanceInfo) -> None:
+        self._away.pop(address.name, None)
         self._leanings[address] = info.leaning
         self._pools[info.pool_address] = info.pool
         self._rebuild({**self._infos, address: info})
@@ -103,7 +111,9 @@ class Fleet:
         self._columns["blocks_total"][row] = sum(info.blocks_total)
         self._columns["sequences_max"][row] = info.sequences_max
 
-    def remove(self, address: Address) -> None:
+    def remove(self, address: Address, until_ns: int = 0) -> None:
+        """Until then it may come back."""
+        self._away[address.name] = until_ns
         del self._leanings[address]
         self._rebuild({a: i for a, i in self._infos.items() if a != address})
 

@@ -182,7 +182,6 @@ class Instance:
                 self._swapped(event)
             case PeerUp(peer, info):
                 self._peers[peer] = info
-                self.loans.borrowing.up(peer)
                 self.scheduler.overheard |= peer != self.address and info.pool == self._info.pool
             case PeerLost(peer, info):
                 self._peer_lost(peer, info, now_ns)
@@ -207,10 +206,14 @@ class Instance:
         while self.leaving.reap():
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
-        self.migrating.check(now_ns)
-        self.swapping.settle()
         self.fetching.settle(self._peers, now_ns)
         self.loans.lending.settle(now_ns)
+        if self.leaving.reap():
+            # It gave way to a peer, and nothing else need happen here that would free it.
+            self.loans.lending.serve()
+            self._plan(now_ns)
+        self.migrating.check(now_ns)
+        self.swapping.settle()
         self._tell_pool()
         self.sending.tell_quiet()
         self.scheduler.settled()
@@ -311,7 +314,7 @@ class Instance:
     def _start(self, message: Start, now_ns: int) -> None:
         key = message.key
         assert key not in self.sequences, f"{key} is started twice"
-        refusal = self._refusal(message, now_ns)
+        refusal = self._refusal(message)
         if refusal is not None:
             self._send(self._router, refusal)
             self._closes.append(Close(key))
@@ -351,7 +354,7 @@ class Instance:
             case Caching.INCREMENT | Caching.RETURN:
                 return True
 
-    def _refusal(self, message: Start, now_ns: int) -> Refused | Failed | None:
+    def _refusal(self, message: Start) -> Refused | Failed | None:
         if self._draining:
             return Refused(message.key, "draining")
         if message.version != self.version:
@@ -362,7 +365,7 @@ class Instance:
             return Refused(message.key, "queue full")
         if message.source is not None and self._gone(message.source):
             return Failed(message.key, f"{message.source} was lost", retry=True)
-        return self.loans.refusal(message, now_ns)
+        return self.loans.refusal(message)
 
     def _resume(self, key: SequenceKey) -> None:
         sequence = self.sequences.get(key)
@@ -467,7 +470,7 @@ class Instance:
         self._peers.pop(peer, None)
         self.migrating.lost(peer)
         self.fetching.lost(peer)
-        self.loans.lost(peer, info, now_ns)
+        self.loans.lost(peer)
         self.handing.lost(peer, info, now_ns)
 
     # Saying it

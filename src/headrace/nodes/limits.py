@@ -79,8 +79,6 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A peer that would not lend is asked again after this."""
     lend_wait_ns: int = 30 * SECOND
     """A sequence that stands still for want of memory to borrow is given up after this."""
-    lend_away_ns: int = 60 * SECOND
-    """So long after a lender's end a sequence that needs it waits for it to come back."""
     lend_answer_ns: int = 10 * SECOND
     """A holder has so long for each piece of an answer; then the sequences that need it start over."""
     lend_blocks_step: int = 1
@@ -122,4 +120,6 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     deaths_max: int = 8
     """A request fails when so many of its workers have ended under it: it may be the cause."""
     refused_ns: int = SECOND // 100
-    """Pause before asking again after a refusal."""
+    """Pause before asking again after a refusal; twice as long after the next one, up to sixteen times, until something begins."""
+    away_ns: int = 60 * SECOND
+    """So long after an instance's end a request that needs what it lends waits for it to come back."""

@@ -10,7 +10,7 @@ from headrace.nodes.parts import Parts
 from headrace.types.ids import Address
 from headrace.types.kv import TableRun
 from headrace.types.lending import Borrow, CallIn, Holding, LendingMessage, Lent, Repay, Unlent
-from headrace.types.messages import Failed, InstanceInfo, Refused, Start
+from headrace.types.messages import Failed, InstanceInfo, Role, Start
 
 
 class Loans:
@@ -30,18 +30,19 @@ class Loans:
         demand = memory.demand(start.total + start.emits_max, self._parts.config.tokens_max)
         return all(n <= most for n, most in zip(demand, memory.blocks_total, strict=True))
 
-    def refusal(self, start: Start, now_ns: int) -> Refused | Failed | None:
+    def refusal(self, start: Start) -> Failed | None:
         """What is too long even with what peers lend is not taken."""
         if self.fits(start) or self.borrowing.takes(start):
             return None
-        if self.borrowing.awaits(start, now_ns):
-            return Refused(start.key, "waits for a peer that lends memory to come back")
         tokens, memory = start.total + start.emits_max, self._parts.memory
         demand = memory.demand(tokens, self._parts.config.tokens_max)
         reason = f"{tokens} tokens need {demand} blocks of KV, the pool has {list(memory.blocks_total)}"
         # Where peers lend, more may be up next time, and what is too long must be whole in one place.
         lends = self._parts.config.lend_share > 0
-        return Failed(start.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=lends)
+        alone = lends and start.role is Role.WHOLE
+        return Failed(
+            start.key, f"{reason}: raise --kv-memory or ask for fewer tokens", retry=lends, alone=alone
+        )
 
     @property
     def idle(self) -> bool:
@@ -74,8 +75,8 @@ class Loans:
     def freed(self, sequence: Sequence) -> None:
         self.borrowing.freed(sequence)
 
-    def lost(self, peer: Address, info: InstanceInfo, now_ns: int) -> None:
-        self.borrowing.lost(peer, info, now_ns)
+    def lost(self, peer: Address) -> None:
+        self.borrowing.lost(peer)
         self.lending.lost(peer)
 
     def before_plan(self, now_ns: int) -> None:

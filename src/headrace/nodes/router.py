@@ -121,7 +121,7 @@ class Router:
                 self.fleet.add(peer, info)
                 self.switching.joined(peer, info)
             case PeerLost(peer):
-                self._peer_lost(peer)
+                self._peer_lost(peer, now_ns)
             case DrainAsked(peer):
                 self._drain(peer)
             case SwitchAsked() | SwitchDropped():
@@ -362,13 +362,13 @@ class Router:
         if source == choice.moving:
             self._moving.refused(choice, source)
             return
-        if isinstance(message, Failed):
+        if isinstance(message, Failed) and not (message.alone and self.fleet.awaits(now_ns)):
             choice.failures += 1
             if not message.retry or choice.failures >= self._config.attempts_max:
                 self._reject(choice.request.id, message.reason, overloaded=False)
                 return
         # An instance may know of a death that we have not heard of: asking at once would ask the dead again.
-        self._again(choice, now_ns + self._config.refused_ns)
+        self._again(choice, now_ns + choice.pauses() * self._config.refused_ns)
 
     def _moves(self, choice: Choice, source: Address, message: Offer | Stayed | Moved) -> None:
         """What the owner says of a live migration."""
@@ -446,11 +446,11 @@ class Router:
             if target != but and target in self.fleet:
                 self._send(target, Cancel(choice.key))
 
-    def _peer_lost(self, peer: Address) -> None:
+    def _peer_lost(self, peer: Address, now_ns: int) -> None:
         if peer not in self.fleet:
             self.fleet.lost_pool(peer)
             return
-        self.fleet.remove(peer)
+        self.fleet.remove(peer, now_ns + self._config.away_ns)
         self.switching.lost(peer)
         for group in list(self.choices.values()):
             for choice in group:

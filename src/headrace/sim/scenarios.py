@@ -170,13 +170,9 @@ def draw_world(seed: int) -> World:
     policies = _draw_policies(Draws(rng, "policies")) | _draw_control(Draws(rng, "control"))
     swapping = Draws(rng, "swapping")
     instance = replace(instance, swap_blocks=(swapping.pick((0, 3, 8, 20, 60)),) * len(spec.groups))
-    # Loans beside swapping are not served together either, and a crowd that lends can starve one for long (seed 1598).
     lends = draw_lending(Draws(rng, "lending"), spec, len(places), longest, instance, pools)
-    if crowd or policies["engine.preemption"] == "swap":
-        lends = None
     instance, pools = lends or (instance, pools)
-    # Tiers beside loans, and new weights beside loans, are not served together (`cli.wiring`).
-    tiers = None if lends else tiers
+    # New weights beside loans are not served together (`cli.wiring`).
     renews = lends is None
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]

@@ -99,6 +99,8 @@ class Failed(Message, frozen=True):
     reason: str
     retry: bool
     """Another attempt may succeed (a peer was lost, a deadline of a stage passed); else the request itself cannot be served."""
+    alone: bool = False
+    """Those peers that are up lend too little for it: no failure as long as one that has ended may come back."""
 
 
 class Begun(Message, frozen=True):
