@@ -1,5 +1,6 @@
 """A prompt longer than any worker's pool, served by real processes that lend each other memory."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -8,9 +9,10 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from headrace.compute.ops.backend import native
 from tests.cli.running import Server, serving
@@ -74,13 +76,70 @@ def test_a_stream_goes_on_when_its_holder_or_its_owner_is_killed(folder: str) ->
     request["extra_body"] = {"ignore_eos": True}
     with serving(folder, "--instances", "2", *SMALL) as server, client(server) as asking:
         whole = [chunk.choices[0].text for chunk in asking.completions.create(**request) if chunk.choices]
-        for victim in ("worker1", "worker0"):
+        for victims in (["worker1"], ["worker0"], ["worker0", "worker1"]):
             told: list[str] = []
             for chunk in asking.completions.create(**request):
                 told += [choice.text for choice in chunk.choices]
                 if len(told) == 40:
                     # No worker alone holds it: it waits until both are there again, and starts over.
                     pids = {instance["name"]: instance["pid"] for instance in server.instances()}
-                    os.kill(pids[victim], signal.SIGKILL)
+                    for victim in victims:
+                        os.kill(pids[victim], signal.SIGKILL)
             assert "".join(told) == "".join(whole)
             server.wait_ready()
+
+
+def counted(server: Server, name: str) -> float:
+    with urlopen(f"{server.url}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}_total{{"))
+
+
+async def stream(asking: AsyncOpenAI, number: int) -> str:
+    """Number 0 is longer than any pool. Half of all are greedy, half sampled."""
+    prompt = PROMPT if number == 0 else [5 + number, *PROMPT[40 * number :][:400]]
+    pieces = await asking.completions.create(
+        model="long",
+        prompt=prompt,
+        max_tokens=120,
+        temperature=0.9 if number % 2 else 0,
+        seed=number,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    return "".join([piece.choices[0].text async for piece in pieces if piece.choices])
+
+
+async def crowd(server: Server) -> list[str]:
+    """Many short ones beside a long one: more than all pools hold at once."""
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as asking:
+        return await asyncio.gather(*(stream(asking, number) for number in range(13)))
+
+
+def test_lending_beside_swapping_changes_no_text(folder: str) -> None:
+    with serving(folder, "--instances", "1", "--kv-memory", str(600 * BLOCK), *COMMON) as server:
+        wanted = asyncio.run(crowd(server))
+    fair = '{"name": "fair", "pattern": "random", "frequency": 0.2}'
+    flags = ("--scheduling-policy", fair, "--preemption", "swap", "--swap-space", "0.1")
+    with serving(folder, "--instances", "2", *SMALL, *flags) as server:
+        assert asyncio.run(crowd(server)) == wanted
+        assert counted(server, "headrace:swaps_in") > 0
+
+
+def test_lending_beside_tiers_changes_no_text(folder: str, expected: list[Any]) -> None:
+    def short(number: int) -> tuple[str, int]:
+        prompt = PROMPT[100 * number :][:700]
+        answer = asking.completions.create(model="long", prompt=prompt, max_tokens=8, temperature=0)
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        return answer.choices[0].text, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    with (
+        serving(folder, "--instances", "2", *SMALL, "--host-cache", "64MiB") as server,
+        client(server) as asking,
+    ):
+        first = [short(number) for number in range(4)]
+        # It takes both pools whole: what they had cached is now below.
+        assert ask(server, REQUESTS[0]) == expected[0]
+        assert [text for text, _ in map(short, range(4))] == [text for text, _ in first]
+        assert counted(server, "headrace:tokens_hit_host") > 0
+        assert ask(server, REQUESTS[1]) == expected[1]

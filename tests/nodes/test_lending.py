@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from headrace.engine.sequence import Status
 from headrace.types.events import Landed, StepDone, Write, Written
 from headrace.types.ids import Address, PoolId, Slot
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.lending import Borrow, CallIn, Holding, Lent, Repay, Unlent
-from headrace.types.messages import Cancel, Failed, Lease, Leased, Role
+from headrace.types.messages import Abandon, Cancel, Dispatch, Failed, Fenced, Lease, Leased, Refused, Role
 from headrace.types.plan import Elsewhere, Output, StepResult
 from tests.nodes.harness import OTHER_POOL, POOL, ROUTER, D, InstanceBench, P, key, start
 
@@ -253,6 +254,40 @@ def test_an_older_sequence_of_the_holder_comes_first_and_a_younger_one_does_not(
         node.hear(ROUTER, start(2, total=4, arrival_ns=arrival))
         node.hear(P, Borrow(1, 2, 50, key(9)))
         assert node.sent(says, P), (arrival, node.said)
+
+
+def test_what_only_sits_at_a_holder_gives_way_to_an_older_loan_and_nobody_younger_takes_it():
+    node = holder(spare=4)
+    node.begin(start(1, total=16, role=Role.DECODE, arrival_ns=60))
+    slot = node.one(Dispatch, P).slot
+    node.hear(P, Borrow(1, 2, 50, key(9)))
+    node.hear(OTHER_POOL, Leased((), False, (0,)))
+    assert node.one(Refused, ROUTER).key == key(1) and node.sent(Abandon, P) and not node.sent(Unlent)
+    node.begin(start(2, total=16, role=Role.DECODE, arrival_ns=70))
+    node.hear(P, Fenced(key(1), slot))
+    assert node.one(Lent, P).loan == 1 and not node.sent(Dispatch)
+
+
+def test_what_only_sits_stays_for_a_younger_loan_and_where_something_runs():
+    for arrival, runs in ((50, True), (80, False)):
+        node = holder(spare=6 if runs else 5)
+        if runs:
+            node.begin(start(3, total=1, arrival_ns=90))
+        node.begin(start(1, total=16, role=Role.DECODE, arrival_ns=60))
+        if runs:
+            node.step()
+        assert node.core.sequences[key(1)].status is Status.RECEIVING
+        node.hear(P, Borrow(1, 2, arrival, key(9)))
+        node.hear(OTHER_POOL, Leased((), False, (0,)))
+        assert node.one(Unlent, P).loan == 1 and not node.sent(Refused)
+
+
+def test_who_was_held_back_for_a_loan_begins_when_it_is_wanted_no_more():
+    node = holder(spare=0)
+    node.hear(P, Borrow(1, 4, 50, key(9)))
+    node.begin(start(2, total=4, arrival_ns=70))
+    node.hear(OTHER_POOL, Leased((BlockRun(PoolId(1), 0, 0, 2),), False, (0,)))
+    assert node.sent(Unlent, P) and node.plans, "two blocks are too few for the one and enough for the other"
 
 
 def test_a_holder_that_is_short_calls_in_the_younger_loan():

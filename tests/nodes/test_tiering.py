@@ -130,6 +130,18 @@ def test_what_is_below_already_is_not_copied_again():
     assert not node.commands(Save) and node.free == 2 and not node.away
 
 
+def test_an_old_copy_is_dropped_before_a_new_one_is_made():
+    node = PoolBench(blocks=7, host_blocks=2, ahead_blocks=3)
+    assert node.core.tiering is not None
+    for name in (NAMES[4], BlockHash(b"another")):
+        node.core.tiering.tiers.save(name)
+        node.core.tiering.tiers.saved(name, ok=True)
+    node.cache()
+    drop, save = (command for command in node.said if isinstance(command, Drop | Save))
+    assert isinstance(drop, Drop) and NAMES[4] in drop.names, "it made room for the one before"
+    assert isinstance(save, Save) and NAMES[4] in [piece.name for piece in save.pieces]
+
+
 def test_no_more_are_away_than_one_batch():
     node = PoolBench(blocks=6, ahead_blocks=6, batch_blocks=2)
     node.cache()

@@ -8,6 +8,7 @@ from itertools import islice
 import pytest
 
 from headrace.nodes.borrowing import Borrowing, Loan
+from headrace.nodes.loans import Loans
 from headrace.sim.faults import Ambush, FaultPlan, Victim
 from headrace.sim.lending import LENDING
 from headrace.sim.run import Failure, simulate
@@ -72,11 +73,23 @@ def is_repaid_while_a_plan_in_flight_reads_it(patch: pytest.MonkeyPatch) -> None
     patch.setattr(Borrowing, "_start_over", at_once)
 
 
-@pytest.mark.parametrize("mutant", [is_read_before_it_is_there, is_repaid_while_a_plan_in_flight_reads_it])
+def is_kept_by_who_gave_way(patch: pytest.MonkeyPatch) -> None:
+    """Until something else happens there, which may be never."""
+
+    def stopped(self: Loans, now_ns: int) -> bool:
+        return self.lending.settle(now_ns)
+
+    patch.setattr(Loans, "after_plan", stopped)
+
+
+MUTANTS = [is_read_before_it_is_there, is_repaid_while_a_plan_in_flight_reads_it, is_kept_by_who_gave_way]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_noticed(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
     with pytest.raises(Failure):
-        for world in lending_worlds(60):
+        for world in [draw_world(1917), *lending_worlds(60)]:
             simulate(world)

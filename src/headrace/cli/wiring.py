@@ -136,15 +136,8 @@ def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
 
 def check_together(options: EngineOptions, push_key: str) -> None:
     """Raises ConfigError for what cannot be served together yet: their meetings are not sound in simulation."""
-    tiers = options.host_cache is not None or options.disk_cache is not None
-    refused = (
-        (tiers and options.lend_kv > 0, "--lend-kv", "--host-cache or --disk-cache"),
-        (options.lend_kv > 0 and options.preemption.name == "swap", "--lend-kv", "--preemption swap"),
-        (push_key and options.lend_kv > 0, "--push-key", "--lend-kv"),
-    )
-    for meets, one, other in refused:
-        if meets:
-            raise ConfigError(f"{one} does not go with {other} yet: leave one of them out")
+    if push_key and options.lend_kv > 0:
+        raise ConfigError("--push-key does not go with --lend-kv yet: leave one of them out")
 
 
 def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:

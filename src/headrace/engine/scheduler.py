@@ -69,6 +69,8 @@ class Scheduler:
         """Something has happened since the last plan that may change the next."""
         self.refused = False
         """The first that waits would fit and was not let in: once memory is used it will not fit, and be asked for."""
+        self.oldest: tuple[int, SequenceKey] | None = None
+        """Nobody younger is started: what is free is for one of this age, elsewhere (`nodes.lending`)."""
         self._unripe = False
         """Somebody would be stopped for it who has to draw a token first."""
         self.once: list[StepId] = []
@@ -230,10 +232,7 @@ class Scheduler:
 
     def plan(self, now_ns: int) -> StepPlan | None:
         """The next step, or None if there is nothing to run or two are in flight. Leaves in `memory.need` what work waits for."""
-        if self._full():
-            self._look_ahead()
-            return None
-        if self._halts and (self.copying or self.loading):
+        if self._full() or (self._halts and (self.copying or self.loading)):
             self._look_ahead()
             return None
         moment = self._moment(now_ns)
@@ -361,7 +360,7 @@ class Scheduler:
         if room <= 0:
             self._displace(self.waiting[0], moment)
         for sequence in self.waiting[: max(0, room)]:
-            if sequence.status is not Status.MATCHED:
+            if sequence.status is not Status.MATCHED or (self.oldest and sequence.age > self.oldest):
                 break
             if sequence.long and any(s.long for s in self.running):
                 # One at a time, or they would stop each other in turn.

@@ -207,10 +207,7 @@ class Instance:
             # What was stopped just now and is in no plan is free at once: others may go on with it.
             self._plan(now_ns)
         self.fetching.settle(self._peers, now_ns)
-        self.loans.lending.settle(now_ns)
-        if self.leaving.reap():
-            # It gave way to a peer, and nothing else need happen here that would free it.
-            self.loans.lending.serve()
+        if self.loans.after_plan(now_ns):
             self._plan(now_ns)
         self.migrating.check(now_ns)
         self.swapping.settle()
@@ -283,7 +280,7 @@ class Instance:
             case Leased():
                 self.memory.leased(message)
                 self.fetching.leased(self._peers, now_ns)
-                self.loans.lending.leased()
+                self.loans.lending.leased(now_ns)
             case Recall(on, force):
                 self.scheduler.recalled(on=on, force=force)
             case Dispatch():

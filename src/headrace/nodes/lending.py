@@ -6,16 +6,22 @@ Life cycle of a loan here:
  3. `Holding`: all has landed. The owner's executor asks this one's for partial results over them; no core is part of that.
  4. Over by `Repay`, at any of these, which the owner says when it neither reads nor writes there any more, or when the owner has ended.
 Between sequences of several instances the age of their requests decides, as in a pool (`nodes.pool`), so no circle of lenders waits for
-itself: who asks gets nothing while an older one lacks memory or waits here; a younger long one that runs here is stopped for it; and if
-an older one here is short, the youngest loan to a younger one is called in (`CallIn`), one at a time.
+itself: who asks gets nothing while an older one lacks memory or waits here; a younger long one that runs here is stopped for it; where
+nothing runs, a younger one that only sits here (held for a decode instance, or waiting for what a prefill instance may have no memory to
+compute) is given up for it; and if an older one here is short, the youngest loan to a younger one is called in (`CallIn`), one at a time.
+What gives way for a loan is not taken by somebody younger: nobody younger is admitted while the asker waits (`Scheduler.oldest`).
 """
 
 from dataclasses import dataclass
 
+from headrace.engine.sequence import Sequence, Status
+from headrace.nodes.leaving import Leaving
 from headrace.nodes.parts import Parts
+from headrace.nodes.standstill import sits
 from headrace.types.ids import Address, RequestId, SequenceKey, Slot
 from headrace.types.kv import TableRun, table_runs
 from headrace.types.lending import Borrow, CallIn, Holding, Lent, Repay, Unlent
+from headrace.types.messages import Refused
 
 Name = tuple[Address, int]
 """The owner, and its number of the loan."""
@@ -42,7 +48,7 @@ class Given:
 
 
 class Lending:
-    """`draining`: see `Instance`."""
+    """`draining`: see `Instance`. `leaving` is given before anything happens."""
 
     def __init__(self, parts: Parts, share: float) -> None:
         self._parts = parts
@@ -52,6 +58,7 @@ class Lending:
         self._slots: dict[Slot, Name] = {}
         self._count = 0
         self.draining = False
+        self.leaving: Leaving
 
     @property
     def idle(self) -> bool:
@@ -91,11 +98,11 @@ class Lending:
             self._parts.send(name[0], Holding(name[1]))
         return True
 
-    def leased(self) -> None:
+    def leased(self, now_ns: int) -> None:
         """The pool has given what it has: who is not served by it is not served."""
         for name, wanted in list(self._wanted.items()):
             if not self._serve(name, wanted):
-                self._make_room(name, wanted)
+                self._make_room(name, wanted, now_ns)
 
     def lost(self, owner: Address) -> None:
         """It reads and writes nothing any more."""
@@ -108,9 +115,10 @@ class Lending:
         """Before planning: what somebody younger here would take."""
         for name, wanted in list(self._wanted.items()):
             self._serve(name, wanted)
+        self._bar()
 
-    def settle(self, now_ns: int) -> None:
-        """Serve who can be served, and say what is wished of the pool."""
+    def settle(self, now_ns: int) -> bool:
+        """Serve who can be served, and say what is wished of the pool. True: some who were not admitted may be now."""
         memory, scheduler = self._parts.memory, self._parts.scheduler
         for name, wanted in list(self._wanted.items()):
             if wanted.due_ns <= now_ns or not self._may(wanted):
@@ -118,15 +126,23 @@ class Lending:
             elif self._serve(name, wanted):
                 continue
             elif memory.short or not self._within(wanted):
-                self._make_room(name, wanted)
+                self._make_room(name, wanted, now_ns)
             else:
                 memory.wish = [max(wish, wanted.blocks) for wish in memory.wish]
         if memory.short and any(memory.need):
             claims = [s.age for s in (*scheduler.running, *scheduler.waiting)]
             if claims:
                 self._call_in(min(claims))
+        return self._bar()
 
     # What comes of it
+
+    def _bar(self) -> bool:
+        """Nobody younger is admitted while somebody's loan waits for what becomes free. True: somebody may be now who was not."""
+        scheduler = self._parts.scheduler
+        before = scheduler.oldest
+        scheduler.oldest = min((w.age for w in self._wanted.values()), default=None)
+        return before is not None and (scheduler.oldest is None or scheduler.oldest > before)
 
     def _may(self, wanted: Wanted) -> bool:
         """Has nobody here an older claim?"""
@@ -164,14 +180,20 @@ class Lending:
         del self._wanted[name]
         self._parts.send(name[0], Unlent(name[1]))
 
-    def _make_room(self, name: Name, wanted: Wanted) -> None:
-        """There is nothing left: a younger loan is called in, or a long sequence of ours that is younger gives way."""
-        scheduler = self._parts.scheduler
-        younger = [s for s in scheduler.running if s.long and s.age > wanted.age]
-        if self._call_in(wanted.age) or any(s.long for s in scheduler.stopping):
+    def _make_room(self, name: Name, wanted: Wanted, now_ns: int) -> None:
+        """There is nothing left: a younger loan is called in, or a sequence of ours that is younger gives way."""
+        scheduler, sequences = self._parts.scheduler, self._parts.sequences.values()
+        giving = [s for s in sequences if s.status in (Status.STOPPING, Status.FENCING)]
+        if self._call_in(wanted.age) or any(s.long or not scheduler.running for s in giving):
             return
+        younger = [s for s in scheduler.running if s.long and s.age > wanted.age]
+        idle = [s for s in sequences if sits(s, self._parts.sending) and any(s.tables) and s.age > wanted.age]
         if younger and self._within(wanted):
-            scheduler.stop(max(younger, key=lambda s: s.age), ends=False)
+            scheduler.stop(max(younger, key=_age), ends=False)
+        elif idle and self._within(wanted) and not (scheduler.running or scheduler.loading):
+            stuck = max(idle, key=_age)
+            self._parts.send(self._parts.router, Refused(stuck.key, "memory is short"))
+            self.leaving.drop(stuck, now_ns)
         else:
             self._refuse(name)
 
@@ -196,3 +218,7 @@ class Lending:
     def _close(self, slot: Slot) -> None:
         self._parts.receiving.shut(slot)
         del self._slots[slot]
+
+
+def _age(sequence: Sequence) -> Age:
+    return sequence.age

@@ -20,8 +20,10 @@ class Loans:
         self._parts = parts
         self.lending = Lending(parts, parts.config.lend_share)
         self.borrowing: Borrowing
+        self._leaving: Leaving
 
     def open(self, leaving: Leaving, info: InstanceInfo, peers: Mapping[Address, InstanceInfo]) -> None:
+        self._leaving = self.lending.leaving = leaving
         self.borrowing = Borrowing(self._parts, leaving, info, peers)
 
     def fits(self, start: Start) -> bool:
@@ -82,3 +84,13 @@ class Loans:
     def before_plan(self, now_ns: int) -> None:
         self.borrowing.settle(now_ns)
         self.lending.serve()
+
+    def after_plan(self, now_ns: int) -> bool:
+        """True: plan again. Somebody gave way to a peer, and what he had is free now, or a peer waits no more for what is free. Perhaps
+        nothing else ever happens here that would lead to a plan.
+        """
+        lifted = self.lending.settle(now_ns)
+        reaped = self._leaving.reap()
+        if reaped:
+            self.lending.serve()
+        return lifted or reaped

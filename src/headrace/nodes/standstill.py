@@ -39,7 +39,7 @@ class Standstill:
         scheduler, memory = self._scheduler, self._scheduler.memory
         moving = scheduler.inflight or scheduler.stopping or scheduler.loading
         waits = scheduler.waiting or memory.short or memory.pressed
-        idle = [s for s in sequences if self._sits(s)] if waits and not moving else []
+        idle = [s for s in sequences if sits(s, self._sending)] if waits and not moving else []
         if not idle:
             self.due_ns = 0
             return None
@@ -51,8 +51,9 @@ class Standstill:
         # With one pool for both, what is received has no memory here until it comes.
         return max(idle, key=lambda s: (any(s.tables), s.arrival_ns, s.key)) if over else None
 
-    def _sits(self, sequence: Sequence) -> bool:
-        """Does it hold something for which it can do nothing itself?"""
-        if sequence.status is Status.HELD:
-            return sequence.key not in self._sending
-        return sequence.status is Status.RECEIVING
+
+def sits(sequence: Sequence, sending: Sending) -> bool:
+    """Does it hold something for which it can do nothing itself?"""
+    if sequence.status is Status.HELD:
+        return sequence.key not in sending
+    return sequence.status is Status.RECEIVING

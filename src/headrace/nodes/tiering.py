@@ -199,7 +199,7 @@ class Tiering:
             self._since = 0
 
     def _drop(self) -> None:
-        """Before what takes its place is asked for: a tier has room for so many and no more."""
+        """Before what takes its place is asked for, or is copied anew: a tier has room for so many and no more."""
         for tier, names in self.tiers.dropped().items():
             self._out(Drop(tier, names))
 

@@ -425,11 +425,11 @@ def _draw_slowdowns(draws: Draws, names: list[str], heal_ns: int) -> tuple[Slowd
     slowdowns: list[Slowdown] = []
     for _ in range(draws.between(1, 3)):
         start_ns = draws.between(1, heal_ns - 1)
-        slowdowns.append(
-            Slowdown(
-                start_ns, draws.between(start_ns + 1, heal_ns), draws.pick(names), draws.pick((5.0, 30.0))
-            )
-        )
+        end_ns, name = draws.between(start_ns + 1, heal_ns), draws.pick(names)
+        # Two at once would multiply: one step could take longer than the run may.
+        apart = all(s.name != name or s.end_ns <= start_ns or end_ns <= s.start_ns for s in slowdowns)
+        factor = draws.pick((5.0, 30.0))
+        slowdowns += [Slowdown(start_ns, end_ns, name, factor)] if apart else []
     return tuple(slowdowns)
 
 
