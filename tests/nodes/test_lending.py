@@ -258,14 +258,18 @@ def test_an_older_sequence_of_the_holder_comes_first_and_a_younger_one_does_not(
 
 def test_what_only_sits_at_a_holder_gives_way_to_an_older_loan_and_nobody_younger_takes_it():
     node = holder(spare=4)
-    node.begin(start(1, total=16, role=Role.DECODE, arrival_ns=60))
-    slot = node.one(Dispatch, P).slot
-    node.hear(P, Borrow(1, 2, 50, key(9)))
-    node.hear(OTHER_POOL, Leased((), False, (0,)))
-    assert node.one(Refused, ROUTER).key == key(1) and node.sent(Abandon, P) and not node.sent(Unlent)
-    node.begin(start(2, total=16, role=Role.DECODE, arrival_ns=70))
-    node.hear(P, Fenced(key(1), slot))
-    assert node.one(Lent, P).loan == 1 and not node.sent(Dispatch)
+    slots: dict[int, Slot] = {}
+    for n in (1, 2):
+        node.begin(start(n, total=8, role=Role.DECODE, arrival_ns=60 + n))
+        slots[n] = node.one(Dispatch, P).slot
+    node.hear(P, Borrow(1, 4, 50, key(9)))
+    node.begin(start(3, total=8, role=Role.DECODE, arrival_ns=70))
+    for n in (2, 1):
+        node.hear(OTHER_POOL, Leased((), False, (0,)))
+        assert node.one(Refused, ROUTER).key == key(n) and node.sent(Abandon, P) and not node.sent(Unlent)
+        node.hear(P, Fenced(key(n), slots[n]))
+        assert not node.sent(Dispatch), "two blocks are enough for the third, and not for the loan"
+    assert node.one(Lent, P).loan == 1
 
 
 def test_what_only_sits_stays_for_a_younger_loan_and_where_something_runs():

@@ -7,8 +7,11 @@ from itertools import islice
 
 import pytest
 
+from headrace.nodes import lending
 from headrace.nodes.borrowing import Borrowing, Loan
 from headrace.nodes.loans import Loans
+from headrace.nodes.tiering import Tiering
+from headrace.sim import run
 from headrace.sim.faults import Ambush, FaultPlan, Victim
 from headrace.sim.lending import LENDING
 from headrace.sim.run import Failure, simulate
@@ -82,14 +85,40 @@ def is_kept_by_who_gave_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Loans, "after_plan", stopped)
 
 
-MUTANTS = [is_read_before_it_is_there, is_repaid_while_a_plan_in_flight_reads_it, is_kept_by_who_gave_way]
+def is_reserved_for_what_cannot_come(patch: pytest.MonkeyPatch) -> None:
+    """Nobody who only sits there gives way."""
+    patch.setattr(lending, "sits", lambda sequence, sending: False)
+
+
+def has_its_new_copy_dropped(patch: pytest.MonkeyPatch) -> None:
+    """Drops are said last: of a block that made room for another, and is copied anew in the same instant, too."""
+    settle, drop = Tiering.settle, Tiering._drop
+
+    def late(self: Tiering, now_ns: int) -> None:
+        settle(self, now_ns)
+        drop(self)
+
+    patch.setattr(Tiering, "settle", late)
+    patch.setattr(Tiering, "_drop", lambda self: None)
+
+
+MUTANTS = {
+    is_read_before_it_is_there: (),
+    is_repaid_while_a_plan_in_flight_reads_it: (),
+    is_kept_by_who_gave_way: (1917,),
+    is_reserved_for_what_cannot_come: (3689,),
+    has_its_new_copy_dropped: (8846,),
+}
+"""With seeds that notice them first."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_noticed(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # All that is tried here ends within a tenth of this.
+    monkeypatch.setattr(run, "HANG_NS", 200 * MILLI)
     mutant(monkeypatch)
     with pytest.raises(Failure):
-        for world in [draw_world(1917), *lending_worlds(60)]:
+        for world in [*map(draw_world, MUTANTS[mutant]), *lending_worlds(60)]:
             simulate(world)
