@@ -571,7 +571,13 @@ def a_device_block_is_free_before_it_was_copied_out(patch: pytest.MonkeyPatch) -
     patch.setattr(Swapping, "ended", late)
 
 
-@mutant(lambda world: swaps(world) and world.options["engine.preemption"]["reuse"])
+def reuses_little(world: World) -> bool:
+    """Copies in host memory that is often too small; what is too long for a pool is never copied."""
+    little = swaps(world) and world.instance.swap_blocks[0] < 60 and not world.instance.lend_share
+    return little and world.options["engine.preemption"]["reuse"]
+
+
+@mutant(reuses_little)
 def a_contaminated_host_copy_is_reused(patch: pytest.MonkeyPatch) -> None:
     """What was taken away for others is believed to be there still."""
     cut = HostCopy.cut

@@ -36,6 +36,8 @@ class Wanted:
     age: Age
     blocks: int
     due_ns: int
+    answered: bool = False
+    """The pool has given what it has, and nothing has become free since: it need not be asked again."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,13 @@ class Lending:
         """The pool has given what it has: who is not served by it is not served."""
         for name, wanted in list(self._wanted.items()):
             if not self._serve(name, wanted):
+                wanted.answered = True
                 self._make_room(name, wanted, now_ns)
+
+    def freed(self) -> None:
+        """Somebody has left memory, here or in the pool."""
+        for wanted in self._wanted.values():
+            wanted.answered = False
 
     def lost(self, owner: Address) -> None:
         """It reads and writes nothing any more."""
@@ -127,7 +135,7 @@ class Lending:
                 continue
             elif memory.short or not self._within(wanted):
                 self._make_room(name, wanted, now_ns)
-            else:
+            elif not wanted.answered:
                 memory.wish = [max(wish, wanted.blocks) for wish in memory.wish]
         if memory.short and any(memory.need):
             claims = [s.age for s in (*scheduler.running, *scheduler.waiting)]
@@ -214,6 +222,7 @@ class Lending:
             self._close(given.slot)
         self._parts.memory.put_back(given.table)
         self._parts.scheduler.changed = True
+        self.freed()
 
     def _close(self, slot: Slot) -> None:
         self._parts.receiving.shut(slot)

@@ -76,6 +76,7 @@ class Loans:
 
     def freed(self, sequence: Sequence) -> None:
         self.borrowing.freed(sequence)
+        self.lending.freed()
 
     def lost(self, peer: Address) -> None:
         self.borrowing.lost(peer)
