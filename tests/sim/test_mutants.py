@@ -4,7 +4,7 @@ import pytest
 
 from headrace.sim.run import Failure, simulate
 from headrace.sim.scenarios import draw_world
-from tests.sim.mutants import MUTANTS
+from tests.sim.swap_mutants import MUTANTS
 
 TRIES_MAX = 300
 """Likely worlds, at most."""
