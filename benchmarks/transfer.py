@@ -1,20 +1,23 @@
 """Moving 64 MiB between two processes of this host, as one run and as 2,048 scattered pieces of 32 KiB (scattered on both sides).
 
-`shm` against one thread's memcpy of the same bytes, `tcp` against a bare socket that moves them (both without an engine, in two processes),
-and both against NIXL (its default, and over TCP) and Mooncake (TCP) in an environment of their own. Rounds go in turn over all of them.
-A round of ours is from `write` until the target has counted and acknowledged it.
+`shm` against one thread's memcpy from the same memory into the same memory (where pages lie physically is worth a tenth and more), `tcp`
+against a bare socket between the same memories, and both against NIXL (its default, and over TCP) and Mooncake (TCP) in an environment of
+their own. A round of ours is from `write` until the target has counted and acknowledged it.
+Rounds go in turn over all of them, every second one backwards; processes and memory are made anew for each sitting.
 """
 
 import argparse
 import asyncio
 import fcntl
-import json
 import mmap
 import os
+import random
 import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -66,39 +69,28 @@ def engine_of(name: str, address: Address, lanes: int) -> tuple[TransferEngine, 
 
 
 async def serve(name: str, lanes: int) -> None:
-    """A target that says its descriptor and takes what comes; or the end of a bare socket."""
-    if name == "bare":
-        await asyncio.to_thread(serve_bare)
-        return
+    """A target that says its descriptor, its memory file, and the port of a bare socket's end for the same memory; it takes what comes."""
     engine, region = engine_of(name, Address("target"), lanes)
-    print(msgspec.json.encode(engine.describe(region)).decode(), flush=True)
+    door = socket.create_server(("127.0.0.1", 0))
+    Thread(target=serve_bare, args=(door, region.memory[: 64 * MIB]), daemon=True).start()
+    said = (engine.describe(region), region.fd, door.getsockname()[1])
+    print(msgspec.json.encode(said).decode(), flush=True)
     await asyncio.to_thread(sys.stdin.read)
     engine.close()
 
 
-def serve_bare() -> None:
+def serve_bare(door: socket.socket, into: memoryview) -> None:
     """Receive each round's bytes into one run, then answer one byte."""
-    into = memory()[1][: 64 * MIB]
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        print(json.dumps(door.getsockname()[1]), flush=True)
-        sock, _ = door.accept()
-        with sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while True:
-                done = 0
-                while done < len(into):
-                    count = sock.recv_into(into[done:])
-                    if not count:
-                        return
-                    done += count
-                sock.sendall(b"!")
-
-
-def other(name: str, lanes: int) -> tuple[subprocess.Popen[bytes], bytes]:
-    command = [sys.executable, __file__, "--serve", name, "--lanes", str(lanes)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    return process, process.stdout.readline()
+    sock, _ = door.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while True:
+        done = 0
+        while done < len(into):
+            count = sock.recv_into(into[done:])
+            if not count:
+                return
+            done += count
+        sock.sendall(b"!")
 
 
 # This process
@@ -108,9 +100,12 @@ class Ours:
     """One of our transports, a link to its target up."""
 
     def __init__(self, name: str, lanes: int) -> None:
-        self._engine, self._region = engine_of(name, Address(f"source-{name}"), lanes)
-        self.process, said = other(name, lanes)
-        self._target = msgspec.json.decode(said, type=Descriptor)
+        self._engine, self.region = engine_of(name, Address(f"source-{name}"), lanes)
+        command = [sys.executable, __file__, "--serve", name, "--lanes", str(lanes)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        self._target, self._fd, self.port = msgspec.json.decode(said, type=tuple[Descriptor, int, int])
         self._shapes = {shape: pieces_of(*of) for shape, of in SHAPES.items()}
 
     async def seconds(self, shape: str) -> float:
@@ -118,27 +113,38 @@ class Ours:
         done: asyncio.Future[TransferError | None] = asyncio.get_running_loop().create_future()
         began = perf_counter()
         self._engine.write(
-            self._region, self._target, self._shapes[shape], done.set_result, imm=immediate(1, 2048)
+            self.region, self._target, self._shapes[shape], done.set_result, imm=immediate(1, 2048)
         )
         error = await done
         if error is not None:
             raise error
         return perf_counter() - began
 
+    def map_target(self) -> memoryview:
+        """The very memory that is written into."""
+        fd = os.open(f"/proc/{self.process.pid}/fd/{self._fd}", os.O_RDWR)
+        try:
+            return memoryview(mmap.mmap(fd, self._target.nbytes))
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         self._engine.close()
+        self.process.kill()
+        self.process.wait()
 
 
 class Bare:
-    """A socket and nothing else. One run only: it has no way to say where pieces go."""
+    """A socket and nothing else, between the memories of `beside`. One run only: it has no way to say where pieces go."""
 
-    def __init__(self) -> None:
-        self.process, said = other("bare", 1)
-        self._socket = socket.create_connection(("127.0.0.1", int(said)))
+    def __init__(self, beside: Ours) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", beside.port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._memory = memory()[1][: 64 * MIB]
+        self._memory = beside.region.memory[: 64 * MIB]
 
-    def seconds(self) -> float:
+    def seconds(self, shape: str) -> float | None:
+        if shape != "run":
+            return None
         began = perf_counter()
         self._socket.sendall(self._memory)
         self._socket.recv(1)
@@ -149,10 +155,12 @@ class Bare:
 
 
 class Memcpy:
-    """One thread, within this process: what the C library copies, piece by piece."""
+    """One thread, within this process, between the memories of `beside`: what the C library copies, piece by piece."""
 
-    def __init__(self) -> None:
-        self._source, self._target = (np.frombuffer(memory()[1], np.uint8) for _ in range(2))
+    def __init__(self, beside: Ours) -> None:
+        self._source, self._target = (
+            np.frombuffer(memory, np.uint8) for memory in (beside.region.memory, beside.map_target())
+        )
         self._shapes = {shape: pieces_of(*of) for shape, of in SHAPES.items()}
 
     def seconds(self, shape: str) -> float:
@@ -168,30 +176,58 @@ class Memcpy:
         return perf_counter() - began
 
 
-async def measure(rounds: int, lanes: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+Times = dict[str, list[float]]
+Round = Callable[[str], Awaitable[float | None]]
+
+
+def waiting(call: Callable[[str], float | None]) -> Round:
+    """The same, for those that have to be waited for."""
+
+    async def seconds(shape: str) -> float | None:
+        return call(shape)
+
+    return seconds
+
+
+async def sitting(rounds: int, lanes: dict[str, int]) -> tuple[Times, dict[str, str]]:
     """Seconds of every round by "name shape", and which peers are absent and why."""
-    times: dict[str, list[float]] = {}
-    ours, bare, memcpy = {name: Ours(name, lanes) for name in OURS}, Bare(), Memcpy()
+    times: Times = {}
+    ours = {name: Ours(name.split("_")[0], count) for name, count in lanes.items()}
+    bare, memcpy = Bare(ours["tcp"]), Memcpy(ours["shm"])
     with _peers.opened(list(SHAPES.values())) as others:
+        runs: list[tuple[str, Round]] = [("memcpy", waiting(memcpy.seconds))]
+        runs += [(name, one.seconds) for name, one in ours.items()]
+        runs.append(("bare", waiting(bare.seconds)))
+        for peer in others:
+            runs.append((peer.name, waiting(lambda shape, peer=peer: peer.seconds(*SHAPES[shape]))))
         for number in range(rounds + 2):
-            for shape, (count, nbytes) in SHAPES.items():
-                taken: dict[str, float | None] = {"memcpy": memcpy.seconds(shape)}
-                for name, transport in ours.items():
-                    taken[name] = await transport.seconds(shape)
-                if shape == "run":
-                    taken["bare"] = bare.seconds()
-                for peer in others:
-                    taken[peer.name] = peer.seconds(count, nbytes)
-                if number >= 2:  # after warm-up
-                    for name, seconds in taken.items():
-                        if seconds is not None:
-                            times.setdefault(f"{name} {shape}", []).append(seconds)
+            for shape in SHAPES:
+                for name, seconds in runs:
+                    taken = await seconds(shape)
+                    if number >= 2 and taken is not None:  # after warm-up
+                        times.setdefault(f"{name} {shape}", []).append(taken)
+            runs.reverse()
         absent = {peer.name: peer.absent for peer in others if peer.absent}
     for end in (*ours.values(), bare):
         end.close()
-        end.process.kill()
-        end.process.wait()
     return times, absent
+
+
+def measure(sittings: int, rounds: int, lanes: dict[str, int]) -> tuple[Times, dict[str, str]]:
+    times: Times = {}
+    absent: dict[str, str] = {}
+    for _ in range(sittings):
+        found, absent = asyncio.run(sitting(rounds, lanes))
+        for name, seconds in found.items():
+            times.setdefault(name, []).extend(seconds)
+    return times, absent
+
+
+def interval(ratios: list[float]) -> list[float]:
+    """Of the median, 95%: drawn again from its rounds a thousand times."""
+    rng = random.Random(0)
+    drawn = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(1000))
+    return [round(drawn[25], 3), round(drawn[974], 3)]
 
 
 GOALS = (
@@ -205,36 +241,48 @@ GOALS = (
     ("tcp run", "mooncake_tcp run", 1.0),
     ("tcp scattered", "mooncake_tcp scattered", 2.0),
 )
+BESIDE = (("shm_2lanes run", "memcpy run"), ("shm_2lanes scattered", "memcpy scattered"))
+"""Said, with no goal."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--sittings", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10, help="of each sitting")
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--serve", help="of this benchmark's own processes")
     options = parser.parse_args()
     if options.serve:
         asyncio.run(serve(options.serve, options.lanes))
         return
-    times, absent = asyncio.run(measure(options.rounds, options.lanes))
-    rates = {name: 64 * MIB / statistics.median(seconds) / 1e9 for name, seconds in times.items()}
+    lanes = {"shm": options.lanes, "shm_2lanes": 2, "tcp": options.lanes}
+    times, absent = measure(options.sittings, options.rounds, lanes)
+    rates = {name: round(64 * MIB / statistics.median(seconds) / 1e9, 3) for name, seconds in times.items()}
     for name, rate in sorted(rates.items()):
         print(f"{name}: {rate:.2f} GB/s")
     targets: list[dict[str, Any]] = []
-    for ours, theirs, goal in GOALS:
-        if theirs not in times:
+    intervals: dict[str, list[float]] = {}
+    for ours, theirs, goal in (*GOALS, *((*names, None) for names in BESIDE)):
+        if len(times.get(theirs, ())) != len(times[ours]):
             print(f"{ours} against {theirs}: absent ({absent.get(theirs.split()[0], 'no figure')})")
             continue
         ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
-        met = statistics.median(ratios) >= goal
-        targets.append(
-            _report.target(f"{ours} against {theirs}", ratios, "times as fast", f">= {goal:g}", met=met)
-        )
-    figures = {"gb_per_s": {name: round(rate, 3) for name, rate in sorted(rates.items())}}
-    figures["lanes"] = {"of each link": options.lanes}
+        what = f"{ours} against {theirs}"
+        intervals[what] = [round(statistics.median(ratios), 3), *interval(ratios)]
+        print(f"{what}: {intervals[what]}")
+        if goal is not None:
+            met = statistics.median(ratios) >= goal
+            targets.append(_report.target(what, ratios, "times as fast", f">= {goal:g}", met=met))
+    figures = {
+        "gb_per_s": dict(sorted(rates.items())),
+        "median of paired ratios and its 95% interval": intervals,
+        "lanes": lanes,
+        "rounds": {"of each sitting": options.rounds, "sittings": options.sittings},
+    }
     peers = {name: rate for name, rate in figures["gb_per_s"].items() if name.split()[0] in _peers.PEERS}
     notes = (
-        "Ratios are of pairs next to each other in time. memcpy copies within one process, both sides mapped."
+        "Ratios are of the same round. memcpy copies within one process, from and into the memory of shm; "
+        "the bare socket moves from and into that of tcp. New processes and memory for each sitting."
     )
     _report.write(
         "transfer", figures, targets, peers | {f"{n}: absent": why for n, why in absent.items()}, notes

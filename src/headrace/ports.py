@@ -78,8 +78,12 @@ class Transport(Protocol):
         """Start it; `Written` (here) and `Landed` (there) are reported as events."""
         ...
 
-    def forget(self, peer: Address) -> None:
-        """The peer has ended: complete or fail every write to it."""
+    def distrust(self, peer: Address, why: str) -> None:
+        """It counted what cannot be: take nothing of it any more."""
+        ...
+
+    def forget(self, peer: Address, then: Callable[[], None]) -> None:
+        """The peer has ended: complete or fail every write to it. `then` no write of it can land here any more."""
         ...
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from headrace.live.settings import TransferSettings
+from headrace.live.transfer import pieces
+from headrace.live.transfer.counters import immediate
+from headrace.live.transfer.engine import TransferEngine
+from headrace.live.transports import Settings, open_transports
+from headrace.types.ids import Address
 from tests.live.onesided import fabric_environment, nixl_environment
-from tests.live.serving import collect, prompt_of, run, serving, submission, wanted_of
-from tests.live.test_failover import DEATHS, FLEET, SMALL, many
+from tests.live.serving import collect, prompt_of, run, serving, submission, until, wanted_of
+from tests.live.test_failover import DEATHS, FLEET, SMALL, many, pid_of
 
 Environment = Callable[[Path], dict[str, str]]
 
@@ -88,5 +93,38 @@ def test_a_killed_worker_costs_no_token(way: str, victim: str, tmp_path: Path) -
                 wanted_of(w) for w in wanted
             ]
             assert service.status().counters["failovers"] > 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_whoever_knows_the_secret_and_counts_what_nobody_sent_ends_no_worker(transport: str) -> None:
+    """It is refused from then on; the requests of others go on by the very workers that they began with."""
+
+    async def scenario() -> None:
+        settings = TransferSettings(transport=transport)
+        async with serving(
+            workers=FLEET, shared=False, transfer=settings, options={"step_s": 0.004}, instance=SMALL
+        ) as service:
+            pids = [pid_of(service, worker.name) for worker in FLEET]
+            wanted = many(service, 16, 60)
+            streams = [asyncio.create_task(collect(service, w)) for w in wanted]
+            await until(lambda: service.status().counters.get("tokens_generated", 0) > 5)
+            rogue = Address("rogue")
+            known = Settings(rogue, service._team._secret)
+            engine = TransferEngine(rogue, open_transports(transport, known), asyncio.get_running_loop())
+            place = service.members.by_name["decode-0"].place
+            assert place is not None
+            refused: list[str] = []
+            for slot in range(4):
+                count = immediate(slot, 65535)
+                engine.write(
+                    None, place.descriptor, pieces.empty(), lambda e: refused.append(str(e)), imm=count
+                )
+            await until(lambda: len(refused) == 4)
+            assert all("takes nothing of rogue#0 any more: it counted 65535 for slot" in e for e in refused)
+            engine.close()
+            assert await asyncio.gather(*streams) == [wanted_of(w) for w in wanted]
+            assert [pid_of(service, worker.name) for worker in FLEET] == pids
 
     run(scenario())

@@ -68,7 +68,7 @@ def test_what_is_missing_is_asked_for_and_counts_as_a_hit():
     node = asker(own=1)
     assert node.one(Fetch, D) == Fetch(ERRAND, Slot(0), (TableRun(0, 1, 0, 3),), NAMES[:4])
     assert not node.plans, "it is in no queue yet"
-    node.tell(Landed(Slot(0), 4))
+    node.tell(Landed(Slot(0), 4, D))
     node.hear(D, Found(ERRAND, Slot(0), 3, 2))
     assert node.one(Publish, POOL) == Publish(key(), (TableRun(0, 1, 0, 2),), NAMES[:3])
     assert computed(node) == 12 and node.one(Begun, ROUTER) == Begun(key(), node.now_ns, 12, 8)
@@ -85,7 +85,7 @@ def test_the_end_may_come_before_the_blocks(order: tuple[int, int]):
     for what in order:
         assert not node.plans
         if what:
-            node.tell(Landed(Slot(0), 8))
+            node.tell(Landed(Slot(0), 8, D))
         else:
             node.hear(D, Found(ERRAND, Slot(0), 4, 0))
     assert computed(node) == 16
@@ -155,7 +155,7 @@ def test_nobody_is_asked(why: str):
 
 def test_a_prefill_with_an_early_dispatch_may_fetch_too():
     node = asker(ask(role=Role.PREFILL))
-    node.tell(Landed(Slot(0), 8))
+    node.tell(Landed(Slot(0), 8, D))
     node.hear(D, Found(ERRAND, Slot(0), 4, 0))
     assert computed(node) == 16
 
@@ -183,7 +183,7 @@ def test_who_is_slow_is_not_waited_for():
 
 def test_what_comes_too_late_is_not_used():
     node = late()
-    node.tell(Landed(Slot(0), 8))
+    node.tell(Landed(Slot(0), 8, D))
     free = node.free
     node.hear(D, Found(ERRAND, Slot(0), 4, 0))
     assert node.free == free + 4 and not node.sent(Publish)

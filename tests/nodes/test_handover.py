@@ -1,9 +1,10 @@
 """Both halves of a handover: the source P (pool 0) and the target D (pool 1, or the same), each played against the other by hand."""
 
 import pytest
+from msgspec.structs import replace
 
-from headrace.types.events import Landed, WakeAt, Write, Written
-from headrace.types.ids import PoolId, Slot, WriteId
+from headrace.types.events import Distrust, Landed, WakeAt, Write, Written
+from headrace.types.ids import Address, PoolId, Slot, WriteId
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.messages import (
     Abandon,
@@ -323,7 +324,7 @@ def test_it_joins_when_all_is_here_in_whatever_order(tail_at: int):
         if i == tail_at:
             node.hear(P, TAIL)
         else:
-            node.tell(Landed(Slot(0), 2 if i == min({0, 1, 2} - {tail_at}) else 4))
+            node.tell(Landed(Slot(0), 2 if i == min({0, 1, 2} - {tail_at}) else 4, P))
     assert node.one(Joined, ROUTER) == Joined(key(), node.now_ns, 0, 3, 99, 2)
     assert node.one(Publish, OTHER_POOL) == Publish(key(), (TableRun(0, 0, 0, 2),), hashes(1, 2))
     (plan,) = node.plans
@@ -333,10 +334,34 @@ def test_it_joins_when_all_is_here_in_whatever_order(tail_at: int):
     assert not node.core.receiving._sessions and not node.commands(WakeAt)
 
 
+@pytest.mark.parametrize(
+    ("source", "weight", "why"),
+    [(P, 7, "where 6 were to come"), (Address("q"), 1, "which p#0 writes"), (P, 65535, "6 were to come")],
+)
+def test_a_count_that_cannot_be_is_not_believed_and_the_honest_one_still_is(
+    source: Address, weight: int, why: str
+):
+    node = receiving()
+    node.tell(Landed(Slot(0), weight, source))
+    (distrust,) = node.commands(Distrust)
+    assert distrust.peer == source and why in distrust.why
+    node.hear(P, TAIL)
+    assert not node.sent(Joined), "the tail's own part was not taken by a write"
+    node.tell(Landed(Slot(0), 6, P))
+    assert node.one(Joined, ROUTER)
+
+
+def test_a_tail_that_skips_what_has_come_is_not_believed():
+    node = receiving()
+    node.tell(Landed(Slot(0), 6, P))
+    node.hear(P, replace(TAIL, skipped=1))
+    assert [d.peer for d in node.commands(Distrust)] == [P] and not node.sent(Joined)
+
+
 def test_a_history_is_part_of_what_is_received():
     node = target()
     node.begin(start(total=10, history=3, role=Role.DECODE))
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     node.hear(P, TAIL)
     node.step()
     assert node.one(Tokens).runs == (TokenRun(key(), 4, 1),)
@@ -395,10 +420,10 @@ def test_a_source_of_one_pool_that_dies_before_the_handover():
 
 def test_memory_is_not_free_before_the_source_says_that_it_writes_no_more():
     node = receiving()
-    node.tell(Landed(Slot(0), 2))
+    node.tell(Landed(Slot(0), 2, P))
     node.hear(ROUTER, CANCEL)
     assert node.one(Abandon, P) == Abandon(key(), Slot(0)) and not node.closed and node.free == 29
-    node.tell(Landed(Slot(0), 4))
+    node.tell(Landed(Slot(0), 4, P))
     node.hear(P, TAIL)
     assert not node.sent(Joined) and node.free == 29, "too late to be wanted"
     node.hear(P, Fenced(key(), Slot(0)))
@@ -463,7 +488,7 @@ def test_a_source_that_dies_ends_what_waits_for_it(stage: str):
 
 def test_what_has_joined_does_not_need_its_source():
     node = receiving()
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     node.hear(P, TAIL)
     node.lose(P, pool=0)
     assert not node.sent(Failed) and not node.closed
@@ -475,6 +500,6 @@ def test_under_pressure_what_is_being_received_stays():
     node = receiving()
     node.hear(OTHER_POOL, Recall(on=True, force=True))
     assert node.core.observe(0).receiving == 1 and not node.sent(Abandon)
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     node.hear(P, TAIL)
     assert node.one(Joined)

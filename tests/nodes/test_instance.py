@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from headrace.types.events import Execute, Landed, StepDone, Submitted, WakeAt
+from headrace.types.events import Distrust, Execute, Landed, StepDone, Submitted, WakeAt
 from headrace.types.ids import PoolId, RequestId, Slot
 from headrace.types.kv import BlockRun, TableRun
 from headrace.types.messages import (
@@ -165,9 +165,11 @@ def test_what_is_not_for_an_instance_is_an_error(event: Submitted):
         node.hear(P, Matched(key(), 0, ()), Return(()))
 
 
-def test_a_write_into_no_slot_is_an_error():
-    with pytest.raises(KeyError):
-        InstanceBench().tell(Landed(Slot(3), 1))
+def test_whoever_counts_for_no_slot_is_distrusted_and_all_goes_on():
+    node = InstanceBench()
+    node.tell(Landed(Slot(3), 1, P))
+    assert node.commands(Distrust) == [Distrust(P, "it counted 1 for slot 3, which nobody waits for")]
+    assert node.core.idle
 
 
 # Cancel, at every stage

@@ -202,9 +202,9 @@ def test_a_holder_reserves_counts_and_takes_back():
     node.hear(P, Borrow(7, 2, 1, key()))
     given = node.one(Lent, P)
     assert given.table == (TableRun(0, 0, 0, 2),) and node.free == 6
-    node.tell(Landed(given.slot, 2))
+    node.tell(Landed(given.slot, 2, P))
     assert not node.sent(Holding)
-    node.tell(Landed(given.slot, 2))
+    node.tell(Landed(given.slot, 2, P))
     assert node.one(Holding, P) == Holding(7), "two blocks of two layers"
     node.hear(P, Repay(7))
     assert node.core.idle and node.free == 8

@@ -378,7 +378,7 @@ def test_the_target_makes_more_room_when_it_is_asked():
 def test_it_goes_on_there_with_what_the_source_drew():
     node = receiving()
     node.hear(P, More(key(), Slot(0), 14))
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     node.hear(P, Tail(key(), Slot(0), 5, hashes(1, 3), 4, 99, 2, skipped=2, moved=True))
     assert not node.sent(Joined) and not node.sent(Prefilled), "the router hears of it from the source"
     (plan,) = node.plans
@@ -392,7 +392,7 @@ def test_the_tail_is_the_last_thing_even_if_writes_are_told_late():
     node = receiving()
     node.hear(P, Tail(key(), Slot(0), 1, hashes(1, 2), 3, 99, 1, moved=True))
     assert not node.plans
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     assert node.plans
 
 

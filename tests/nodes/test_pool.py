@@ -269,7 +269,7 @@ def test_strangers_and_the_dead_are_not_heard():
     assert not pool.said and pool.core.blocks.available() == (4,)
 
 
-@pytest.mark.parametrize("event", [Landed(Slot(0), 1), Received(P, Drain())])
+@pytest.mark.parametrize("event", [Landed(Slot(0), 1, P), Received(P, Drain())])
 def test_what_is_not_for_a_pool_is_an_error(event: Landed | Received):
     with pytest.raises(TypeError, match="no use"):
         PoolBench().tell(event)

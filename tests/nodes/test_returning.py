@@ -32,7 +32,7 @@ def decoder(caching: Caching = Caching.RETURN) -> InstanceBench:
     node = InstanceBench(D, pool=1, caching=caching)
     node.meet((P, 0))
     node.begin(start(role=Role.DECODE))
-    node.tell(Landed(Slot(0), 6))
+    node.tell(Landed(Slot(0), 6, P))
     node.hear(P, Tail(key(), Slot(0), 1, NAMES[:2], 3, 0, 1))
     return node
 
@@ -71,7 +71,7 @@ def test_only_that_step_of_caching_returns():
         if node.sent(Match):
             assert caching is Caching.INCREMENT
             node.hear(OTHER_POOL, Matched(key(), 0, ()))
-        node.tell(Landed(Slot(0), 6))
+        node.tell(Landed(Slot(0), 6, P))
         node.hear(P, Tail(key(), Slot(0), 1, NAMES[:2], 3, 0, 1))
         assert bool(node.sent(Publish)) == (caching is Caching.INCREMENT)
         assert not said(node, 7).sent(Keep)
@@ -90,7 +90,7 @@ def test_what_is_lacking_is_fetched_and_indexed():
     node.hear(POOL, Matched(CHAIN, 8, (TableRun(0, 0, 50, 2),)))
     assert node.one(Fetch, D) == Fetch(ERRAND, Slot(0), (TableRun(0, 2, 0, 3),), NAMES)
     assert not node.core.idle and not node.plans
-    node.tell(Landed(Slot(0), 4))
+    node.tell(Landed(Slot(0), 4, D))
     node.hear(D, Found(ERRAND, Slot(0), 4, 2, 512))
     assert node.one(Publish, POOL) == Publish(CHAIN, (TableRun(0, 2, 0, 2),), NAMES[1:4], 1)
     assert node.one(Release, POOL) == Release(CHAIN)

@@ -516,7 +516,7 @@ def test_a_fleet_that_changes_keeps_what_is_known_of_the_others():
     assert list(view.assigned) == [0, 2, 2] and list(view.blocks_total) == [64, 64, 64]
 
 
-@pytest.mark.parametrize("event", [Landed(Slot(0), 1)])
+@pytest.mark.parametrize("event", [Landed(Slot(0), 1, P)])
 def test_what_is_not_for_a_router_is_an_error(event: Landed):
     router = RouterBench()
     with pytest.raises(TypeError, match="no use"):

@@ -45,7 +45,7 @@ def test_the_target_wants_the_window_only_and_both_sides_count_alike():
     assert [s.total for s in source.core.memory.spare] == [16 - 7, 16 - 7], (
         "seven blocks of each were published"
     )
-    target.tell(*(Landed(w.slot, w.weight) for w in reversed(writes)))
+    target.tell(*(Landed(w.slot, w.weight, P) for w in reversed(writes)))
     target.hear(P, tail)
     assert target.one(Joined).blocks == 11
     assert target.one(Publish).table == (TableRun(0, 0, 0, 7), TableRun(1, 5, 0, 2))

@@ -83,12 +83,13 @@ def _forgiving_count(patch: pytest.MonkeyPatch) -> None:
     """Landings in slots that nobody expects are overlooked, as a careless implementer would."""
     land = Expectations.land
 
-    def forgiving(self: Expectations, slot: int, weight: int) -> Expectation:
+    def forgiving(self: Expectations, slot: int, weight: int, *, owed: int = 0) -> Expectation:
         if slot not in self._open or self._open[slot].landed + weight > self._open[slot].expected:
-            return Expectation(None, -1)
-        return land(self, slot, weight)
+            return Expectation(None, -1, None, 0)
+        return land(self, slot, weight, owed=owed)
 
     patch.setattr(Expectations, "land", forgiving)
+    patch.setattr(Expectations, "refusal", lambda *_, **__: "")
 
 
 @mutant(lambda world: splits(world) and leaves(world))
@@ -134,8 +135,12 @@ def transfer_counts_calls(patch: pytest.MonkeyPatch) -> None:
     """One call a run of the target is expected, and each call counts one, however much it carries."""
     _forgiving_count(patch)
     land, open_ = Expectations.land, Expectations.open
-    patch.setattr(Expectations, "land", lambda self, slot, weight: land(self, slot, 1))
-    patch.setattr(Expectations, "open", lambda self, key, expected: open_(self, key, min(expected, 2)))
+    patch.setattr(Expectations, "land", lambda self, slot, _, owed=0: land(self, slot, 1, owed=owed))
+
+    def two(self: Expectations, key, expected: int, source, owed: int = 0):
+        return open_(self, key, min(expected, 2), source, owed=owed)
+
+    patch.setattr(Expectations, "open", two)
 
 
 @mutant(lambda world: splits(world) and world.instance.stream is Stream.LAYER)

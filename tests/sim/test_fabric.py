@@ -138,7 +138,7 @@ def test_a_write_lands_with_its_last_byte_and_the_source_hears_of_it_later():
     bench.play()
     # 4 blocks of 500 bytes at a byte a nanosecond, after the latency of one hop between devices.
     assert bench.log == [
-        (2020, "i1", Landed(Slot(5), 3)),
+        (2020, "i1", Landed(Slot(5), 3, one.address)),
         (3020, "i0", Written(WriteId(1), ok=True)),
     ]
 

@@ -136,7 +136,7 @@ def test_a_write_lands_before_it_is_told_here_or_there(seed: int):
     net.write(3)
     net.run()
     [(landed_ns, landed)], [(written_ns, written)] = got(net.right, Landed), got(net.left, Written)
-    assert landed == Landed(Slot(7), 8) and written == Written(WriteId(3), True)
+    assert landed == Landed(Slot(7), 8, net.left.address) and written == Written(WriteId(3), True)
     assert 1 <= copied[0] <= landed_ns <= written_ns
     assert net.right.memory.groups[0][8 * 16 : 12 * 16] == bytes(range(64))
 

@@ -263,7 +263,10 @@ class Pushes:
 
     async def _check(self, push: Push, digests: Sequence[str]) -> Staged:
         """What has arrived is what was sent."""
-        push.staging.seal()
+        sealed = asyncio.Event()
+        push.staging.seal(sealed.set)
+        async with asyncio.timeout(PREPARE_S):
+            await sealed.wait()
         found = await push.staging.digests()
         if len(digests) != len(found):
             raise PushRefused(f"{len(digests)} digests came for {len(found)} tensors")

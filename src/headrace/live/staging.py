@@ -91,11 +91,11 @@ class Staging:
         """Of all tensors, which must have arrived."""
         return [await future for future in self._digests if future is not None]
 
-    def seal(self) -> None:
-        """Nothing more is taken from outside."""
+    def seal(self, sealed: Callable[[], None]) -> None:
+        """Take nothing more. `sealed`: nothing can land from outside any more; perhaps within this call."""
         if self._open:
             self._open = False
-            self._engine.unregister(self._region)
+            self._engine.unregister(self._region, sealed)
             for slot in range(len(self.places)):
                 self._engine.counter().close(slot)
 
@@ -106,7 +106,7 @@ class Staging:
 
     def close(self) -> None:
         """Give up this process's hold: workers that have it mapped keep it."""
-        self.seal()
+        self.seal(lambda: None)
         self._digester.shutdown(cancel_futures=True)
         del self._region
         os.close(self._fd)

@@ -54,6 +54,7 @@ from headrace.types.errors import HeadraceError, IncompatiblePeer
 from headrace.types.events import (
     Close,
     Command,
+    Distrust,
     Event,
     Execute,
     Landed,
@@ -157,6 +158,7 @@ def open_engine(config: WorkerConfig) -> TransferEngine:
         asyncio.get_running_loop(),
         lanes=transfer.lanes,
         stall_ns=transfer.stall_ns,
+        stall_name="--transfer-timeout",
     )
 
 
@@ -309,8 +311,8 @@ class Worker:
         self._post(PeerUp(peer.address, peer.info))
 
     def _left(self, peer: wire.Member) -> None:
-        self._transport.forget(peer.address)
-        self._post(PeerLost(peer.address, peer.info))
+        # The core frees what the peer could write into: so it hears of the end when it cannot any more.
+        self._transport.forget(peer.address, lambda: self._post(PeerLost(peer.address, peer.info)))
 
     # What comes in
 
@@ -402,6 +404,8 @@ class Worker:
                 self._steps.between(use, partial(self._renewed, version))
             case Write():
                 self._transport.write(command)
+            case Distrust(peer, why):
+                self._transport.distrust(peer, why)
             case SwapOut() | SwapIn():
                 assert self._swaps is not None, "without a host area nothing is swapped"
                 self._swaps.give(command)

@@ -163,7 +163,9 @@ class Instance:
                 self.results.take(result, now_ns)
             case LayersDone(step, layers):
                 self._layers_done(step, layers)
-            case Landed(slot, weight):
+            case Landed(slot, weight, source):
+                if not self.receiving.admits(slot, weight, source):
+                    return
                 self.standstill.moved()
                 if self.loans.lending.landed(slot, weight):
                     return

@@ -178,7 +178,7 @@ class Lending:
             runs += table_runs(group, 0, [block for first, n in taken for block in range(first, first + n)])
         self._count += 1
         # Counted under a key that no sequence has.
-        slot = self._parts.receiving.open(SequenceKey(RequestId(-self._count)), wanted.blocks)
+        slot = self._parts.receiving.open(SequenceKey(RequestId(-self._count)), wanted.blocks, name[0])
         self._slots[slot] = name
         self._given[name] = Given(wanted.age, tuple(runs), slot)
         self._parts.send(name[0], Lent(name[1], slot, tuple(runs)))

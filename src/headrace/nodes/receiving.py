@@ -7,7 +7,7 @@ from headrace.engine.memory import Memory
 from headrace.engine.sequence import Sequence
 from headrace.transfer.runs import expected_weight
 from headrace.transfer.target import Expectations
-from headrace.types.events import Command, Send
+from headrace.types.events import Command, Distrust, Send
 from headrace.types.ids import Address, SequenceKey, Slot
 from headrace.types.kv import KVSpec, TableRun
 from headrace.types.messages import Abandon, Adopted, Dispatch, Found, Tail
@@ -50,7 +50,7 @@ class Receiving:
         blocks = [sum(r.count for r in table if r.group == g) for g in range(len(self._layers))]
         # With one pool the handover counts for one in place of the blocks.
         expected = expected_weight(blocks, self._layers) + shared
-        slot = self._expectations.open(sequence.key, expected)
+        slot = self._expectations.open(sequence.key, expected, sequence.source, owed=1 + shared)
         self._sessions[sequence.key] = Incoming(sequence, sequence.source, slot, shared)
         self._out(
             Send(sequence.source, Dispatch(sequence.key, slot, table, shared, expected, sequence.total))
@@ -69,13 +69,21 @@ class Receiving:
         self, key: SequenceKey, sequence: Sequence, source: Address, table: tuple[TableRun, ...]
     ) -> Slot:
         """Register that cached blocks, and a `Found`, will come under this key."""
-        slot = self._expectations.open(key, 1 + sum(r.count * self._layers[r.group] for r in table))
+        weight = sum(r.count * self._layers[r.group] for r in table)
+        slot = self._expectations.open(key, 1 + weight, source, owed=1)
         self._sessions[key] = Incoming(sequence, source, slot, shared=False, errand=True)
         return slot
 
-    def open(self, key: SequenceKey, blocks: int) -> Slot:
+    def open(self, key: SequenceKey, blocks: int, source: Address) -> Slot:
         """A slot for so many blocks of every group, of no sequence here. Counted by `count`, closed by `shut`."""
-        return self._expectations.open(key, blocks * sum(self._layers))
+        return self._expectations.open(key, blocks * sum(self._layers), source)
+
+    def admits(self, slot: Slot, weight: int, source: Address, *, owed: int = 0) -> bool:
+        """May this source count so much there? One that may not is distrusted from now on."""
+        why = self._expectations.refusal(slot, weight, source, owed=owed)
+        if why:
+            self._out(Distrust(source, why))
+        return not why
 
     def count(self, slot: Slot, weight: int) -> bool:
         """True if that was all."""
@@ -88,17 +96,20 @@ class Receiving:
         """The last piece of an errand."""
         if not self.takes(message.key, message.slot):
             return None
-        self._sessions[message.key].found = message
-        return self.landed(message.slot, 1 + message.skipped)
+        session = self._sessions[message.key]
+        if not self.admits(message.slot, 1 + message.skipped, session.source, owed=1):
+            return None
+        session.found = message
+        return self.landed(message.slot, 1 + message.skipped, owed=1)
 
     def takes(self, key: SequenceKey, slot: Slot) -> bool:
         """Is this session open?"""
         session = self._sessions.get(key)
         return session is not None and session.slot == slot
 
-    def landed(self, slot: Slot, weight: int) -> Incoming | None:
-        """Count; the session, if this completed it."""
-        expectation = self._expectations.land(slot, weight)
+    def landed(self, slot: Slot, weight: int, *, owed: int = 0) -> Incoming | None:
+        """Count what is admitted; the session, if this completed it."""
+        expectation = self._expectations.land(slot, weight, owed=owed)
         if not expectation.complete:
             return None
         session = self._sessions[expectation.key]
@@ -110,8 +121,10 @@ class Receiving:
         session = self._sessions.get(message.key)
         if session is None or session.slot != message.slot:
             return None
+        if not self.admits(message.slot, 1 + message.skipped, session.source, owed=1):
+            return None
         session.tail = message
-        return self.landed(message.slot, 1 + message.skipped)
+        return self.landed(message.slot, 1 + message.skipped, owed=1)
 
     def adopted(self, message: Adopted) -> tuple[bool, Incoming | None]:
         """The pool handed blocks over: whether somebody still wants them (else what is private is in hand now), and the session, if this
@@ -125,7 +138,7 @@ class Receiving:
             return False, None
         session.sequence.published = list(message.published)
         self._memory.adopt(session.sequence, message.table, session.sequence.published)
-        return True, self.landed(session.slot, 1)
+        return True, self.landed(session.slot, 1, owed=1)
 
     def abandon(self, key: SequenceKey) -> bool:
         """Give up. True if memory may still be written until the source says `Fenced`; else the session is over."""

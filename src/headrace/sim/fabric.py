@@ -95,7 +95,7 @@ class Fabric:
 
         def done() -> None:
             if source.alive:
-                target.receive(Landed(write.slot, write.weight), self._loop.now_ns)
+                target.receive(Landed(write.slot, write.weight, source.address), self._loop.now_ns)
                 self._loop.at(
                     self._loop.now_ns + self.distance_ns(source, target), self._written, source, write
                 )

@@ -315,7 +315,7 @@ class Network:
 
     def _landed(self, source: ContentWorker, target: ContentWorker, write: Write) -> None:
         if self._reaches(source):
-            target.receive(Landed(write.slot, write.weight), self._loop.now_ns)
+            target.receive(Landed(write.slot, write.weight, source.address), self._loop.now_ns)
 
     def _written(self, source: ContentWorker, write: Write, ok: bool) -> None:
         source.receive(Written(write.write, ok), self._loop.now_ns)

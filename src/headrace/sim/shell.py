@@ -17,6 +17,7 @@ from headrace.types.events import (
     Close,
     Command,
     Deliver,
+    Distrust,
     Execute,
     Kill,
     Once,
@@ -319,6 +320,8 @@ class Shell(Generic[U, C, W]):
                         self.kill,
                         peer,
                     )
+                case Distrust(peer, why):
+                    raise AssertionError(f"{node.address} distrusts {peer}, which is honest: {why}")
                 case Committed() | Completed():
                     self.counts[type(command).__name__] += 1
                     self.switched(command)

@@ -63,10 +63,11 @@ class Written(msgspec.Struct, frozen=True, tag=True):
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True):
-    """At the target: a write with this immediate is in memory."""
+    """At the target: a write of `source` with this immediate is in memory."""
 
     slot: Slot
     weight: int
+    source: Address
 
 
 class Submitted(msgspec.Struct, frozen=True, tag=True):
@@ -184,6 +185,13 @@ class Kill(msgspec.Struct, frozen=True, tag=True):
     peer: Address
 
 
+class Distrust(msgspec.Struct, frozen=True, tag=True):
+    """This peer counted what it cannot have written: take nothing of it any more."""
+
+    peer: Address
+    why: str
+
+
 Command = (
     Send
     | Execute
@@ -196,6 +204,7 @@ Command = (
     | Deliver
     | Reject
     | Kill
+    | Distrust
     | UseWeights
     | Committed
     | Completed

@@ -94,6 +94,7 @@ def ends(
     lanes: int = 1,
     seed: int = 0,
     stall_ns: int = 5_000_000_000,
+    stall_name: str = "",
     file: bool = True,
     switch: loop.Switch | None = None,
     secret: str = SECRET,
@@ -112,6 +113,7 @@ def ends(
                 turns,
                 lanes=lanes,
                 stall_ns=stall_ns * SLOW.get(name, 1),
+                stall_name=stall_name,
             )
             fd, view = memory_file(nbytes) if file else (-1, memoryview(bytearray(nbytes)))
             fds += [fd] if file else []

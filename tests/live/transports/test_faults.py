@@ -19,10 +19,10 @@ from headrace.live.transfer import pieces, streams
 from headrace.live.transfer.counters import immediate
 from headrace.live.transfer.inbound import Inbound
 from headrace.live.transfer.regions import Card, Descriptor
-from headrace.live.transports import loop
+from headrace.live.transports import Settings, loop, tcp
 from headrace.types.errors import TransferError
 from headrace.types.ids import Address
-from tests.live.transports.harness import NAMES, Turns, ends, run, until
+from tests.live.transports.harness import NAMES, SECRET, Turns, ends, run, until
 
 A, B = Address("a", 3), Address("b", 1)
 every = pytest.mark.parametrize("name", NAMES)
@@ -111,7 +111,7 @@ def test_a_peer_that_does_not_read_stalls_its_lane_only(caplog: pytest.LogCaptur
 
     async def scenario() -> None:
         with (
-            ends("tcp", A, nbytes=64 << 20, stall_ns=1_500_000_000) as (a,),
+            ends("tcp", A, nbytes=64 << 20, stall_ns=1_500_000_000, stall_name="--flag") as (a,),
             peer("tcp", B, 64 << 20) as (
                 process,
                 theirs,
@@ -122,7 +122,7 @@ def test_a_peer_that_does_not_read_stalls_its_lane_only(caplog: pytest.LogCaptur
             process.send_signal(signal.SIGSTOP)
             a.write(theirs, pieces.single(0, 0, 64 << 20))
             a.write(theirs, pieces.empty(), immediate(1, 1))
-            stalled = "lane 0 of 1 to b#1 has not moved for 1.5 s"
+            stalled = "lane 0 of 1 to b#1 has not moved for 1.5 s (--flag)"
             await until(lambda: stalled in caplog.text)
             # Nobody has said yet that it cannot land: the end waits for the fence.
             assert len(a.ended) == 1
@@ -351,3 +351,18 @@ def test_cards_are_plain_data() -> None:
     card = Card(A, "here", ())
     described = Descriptor(card, 1, 2, "layout", "token")
     assert msgspec.json.decode(msgspec.json.encode(described), type=Descriptor) == described
+
+
+def test_what_stays_on_its_host_is_not_paced_by_it() -> None:
+    wire = tcp.Tcp(Settings(A, SECRET))
+    ((listener, address),) = wire.listen()
+    with listener:
+        made: list[socket.socket] = []
+        channel = wire.connect(address, made.append)
+        there, _ = listener.accept()
+        other = wire.accept(there)
+        for sock in (made[0], there):
+            chosen = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+            assert chosen.rstrip(b"\0") == tcp.UNPACED
+        channel.close()
+        other.close()

@@ -12,7 +12,7 @@ namespace {
 #if defined(__x86_64__)
 
 constexpr size_t kLine = 64;
-constexpr size_t kPrefetch = 2048;  // bytes ahead
+constexpr size_t kPrefetch = 4096;  // bytes ahead: a page, so that its address is looked up meanwhile, too
 
 // Whole lines, past the caches: a line that is written whole need not be read first, which saves a third of the traffic.
 __attribute__((target("avx512f"))) void lines_avx512(const char* from, char* to, size_t nbytes) {

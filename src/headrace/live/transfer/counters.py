@@ -96,9 +96,10 @@ class ImmCounter:
 
     def _count(self, slot: int, weight: int) -> None:
         expected = self._expected[slot]
+        if expected.landed + weight > expected.count:
+            # What came before still counts: it may be of others, who are honest.
+            raise TransferError(f"slot {slot} counted {expected.landed + weight} of {expected.count}")
         expected.landed += weight
-        if expected.landed > expected.count:
-            raise TransferError(f"slot {slot} counted {expected.landed} of {expected.count}")
         if expected.landed == expected.count:
             del self._expected[slot]
             expected.callback()

@@ -78,7 +78,7 @@ class Drive(Protocol):
         ...
 
     def watch(self, connection: Connection, end: "End") -> None:
-        """From now on the end is `ready` when something has come, and its rail is looked at."""
+        """From now on the end is `ready` when something has come, and its rail is looked at. Raises TransferError when it is too late."""
         ...
 
     def unwatch(self, connection: Connection) -> None: ...
@@ -179,7 +179,7 @@ class Link:
             sock.close()
             return
         self._connection = Connection(sock)
-        self._driver.watch(self._connection, self)
+        self._driver.within(self, partial(self._driver.watch, self._connection, self))
 
     def _hear(self, frame: Frame) -> None:
         match frame:
@@ -263,8 +263,12 @@ class Inbound:
         assert not fds
         self._driver.post(self._driver.within, self, partial(self._send, Said(message)))
 
-    def sever(self) -> None:
-        self._driver.ask(self._sever)
+    def sever(self, gone: Callable[[], None]) -> None:
+        def sever() -> None:
+            self._sever()
+            gone()
+
+        self._driver.post(sever)
 
     # On the driver's thread
 

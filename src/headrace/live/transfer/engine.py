@@ -4,7 +4,8 @@ Life cycle of a write:
  1. `write` checks it, deals it over lanes as shards, and gives them to the peer's link (`outgoing`).
  2. The transport moves a shard's bytes, then its note; the target's engine counts the immediate, then acknowledges.
  3. All shards acknowledged: `done(None)`. A failure ends it with an error, but only when nothing of it can land any more.
-Peers come and go: an address is known from the first write to it until `forget`, after which nothing of it is heard.
+Peers come and go: an address is known from the first write to it until `forget`, after which nothing of it is heard. What it maps of our
+memory is free again when it has let go of it (`severing`), which nobody else waits for.
 Everything here runs on one thread, that of `turns`; transports have threads of their own.
 """
 
@@ -28,6 +29,7 @@ from headrace.live.transfer.messages import MAIL_BYTES_MAX, Ack, Kind, Mail, Ope
 from headrace.live.transfer.outgoing import Outgoing, Parcel, Transfer, Turns
 from headrace.live.transfer.pieces import Pieces
 from headrace.live.transfer.regions import Card, Descriptor, Region, Regions, Way
+from headrace.live.transfer.severing import Severing
 from headrace.live.transports import Inbound, Shard, Transport
 from headrace.types.errors import TransferError
 from headrace.types.ids import Address
@@ -62,16 +64,17 @@ class TransferEngine:
         *,
         lanes: int = 1,
         stall_ns: int = STALL_NS,
+        stall_name: str = "",
         received: Callable[[Address, bytes], None] | None = None,
         host: str | None = None,
     ) -> None:
-        """`received(source, body)` gets what peers `send`."""
+        """`received(source, body)` gets what peers `send`. `stall_name`: the flag that sets `stall_ns`, if there is one, for errors."""
         self.address = address
         self.received = received
         self._transports = dict(transports)
         self._turns = turns
         self._lanes = lanes
-        self._stall_ns = stall_ns
+        self._stall_ns, self._stall_name = stall_ns, stall_name
         self._regions = Regions()
         self._counters: dict[int, ImmCounter] = {}
         self._peers: dict[Address, Outgoing] = {}
@@ -87,6 +90,9 @@ class TransferEngine:
         self._scheduled = False
         self._to_acknowledge: dict[Arrivals, None] = {}
         self._closed = False
+        self._severing = Severing(address, self._post)
+        self._distrusted: dict[Address, str] = {}
+        """Who is refused for good, and why."""
         ways = tuple(Way(name, t.listen(self)) for name, t in self._transports.items())
         self.card = Card(address, host_of() if host is None else host, ways)
 
@@ -99,10 +105,10 @@ class TransferEngine:
             transport.register(region)
         return region
 
-    def unregister(self, region: Region) -> None:
-        """On return nothing of a peer can land in it.
+    def unregister(self, region: Region, then: Callable[[], None] | None = None) -> None:
+        """Nobody is let into it any more. `then`: nothing of a peer can land in it any more either; perhaps within this call.
 
-        Raises TransferError while writes of ours are under way from it, or if a peer that maps it does not let go of it.
+        Raises TransferError while writes of ours are under way from it.
         """
         if self._users.get(region, 0):
             raise TransferError(f"region {region.number} of {self.address} is still being written from")
@@ -113,6 +119,9 @@ class TransferEngine:
                 self._sever(arrivals)
         for transport in self._transports.values():
             transport.unregister(region)
+        if then is not None:
+            # One that was severed before may have been let into it, too.
+            self._severing.after(lambda _inbound: True, then)
 
     def describe(self, region: Region) -> Descriptor:
         """What peers need to write into it."""
@@ -130,8 +139,11 @@ class TransferEngine:
         """Make a link now. Without this, the first write does."""
         self._outgoing(peer).connect()
 
-    def forget(self, peer: Address) -> None:
-        """It has ended: nothing of it is heard any more from now on, and what is under way to it fails."""
+    def forget(self, peer: Address, then: Callable[[], None] | None = None) -> None:
+        """It has ended: nothing of it is heard any more from now on, and what is under way to it fails.
+
+        `then`: nothing of it can land here any more either, so that memory it was let into may be used again; perhaps within this call.
+        """
         self._forgotten[peer.name] = max(peer.epoch, self._forgotten.get(peer.name, -1))
         outgoing = self._peers.pop(peer, None)
         if outgoing is not None:
@@ -144,6 +156,16 @@ class TransferEngine:
             self._meetings.remove(meeting)
             error = TransferError(f"the barrier {meeting[1]!r} of {self.address} failed: {peer} has ended")
             self._post(meeting[2], error)
+        if then is not None:
+            self._severing.after(lambda inbound: inbound.source == peer, then)
+
+    def distrust(self, peer: Address, why: str) -> None:
+        """It said what cannot be: it is heard no more, and has no link to here any more."""
+        if peer not in self._distrusted:
+            log.error("%s takes nothing of %s any more: %s", self.address, peer, why)
+            self._distrusted[peer] = why
+        if peer in self._arrivals:
+            self._sever(self._arrivals[peer])
 
     # Writing
 
@@ -225,6 +247,7 @@ class TransferEngine:
             peer.forget()
         for arrivals in list(self._arrivals.values()):
             self._sever(arrivals)
+        self._severing.close()
         for transport in self._transports.values():
             transport.close()
 
@@ -282,6 +305,7 @@ class TransferEngine:
                 self._post,
                 self._lanes,
                 self._stall_ns,
+                self._stall_name,
             )
             if card.owner.epoch <= self._forgotten.get(card.owner.name, -1):
                 peer.gone = True
@@ -308,6 +332,9 @@ class TransferEngine:
         if self._closed or source.epoch <= self._forgotten.get(source.name, -1):
             inbound.refuse(f"{self.address} was told that {source} has ended")
             return
+        if source in self._distrusted:
+            inbound.refuse(f"{self.address} takes nothing of {source} any more: {self._distrusted[source]}")
+            return
         before = self._arrivals.get(source)
         if before is not None and before.inbound.generation >= inbound.generation:
             inbound.refuse(f"{self.address} has a later link from {source}")
@@ -315,7 +342,12 @@ class TransferEngine:
         if before is not None:
             self._sever(before)
         self._arrivals[source] = Arrivals(inbound)
-        inbound.accept()
+        self._severing.after(lambda earlier: earlier.source == source, partial(self._accept, inbound))
+
+    def _accept(self, inbound: Inbound) -> None:
+        """Nothing of its earlier links moves here any more."""
+        if self._of(inbound) is not None:
+            inbound.accept()
 
     def _of(self, inbound: Inbound) -> Arrivals | None:
         """None for a link that is over: what it says is not heard."""
@@ -334,7 +366,7 @@ class TransferEngine:
             if imm & WEIGHT_MAX:
                 self.counter(channel).add(inbound.source, imm)
         except TransferError as error:
-            self._broken(inbound, str(error))
+            self.distrust(inbound.source, str(error))
             return
         self._acknowledge(arrivals, serial)
 
@@ -386,7 +418,7 @@ class TransferEngine:
     def _sever(self, arrivals: Arrivals) -> None:
         del self._arrivals[arrivals.inbound.source]
         self._to_acknowledge.pop(arrivals, None)
-        arrivals.inbound.sever()
+        self._severing.sever(arrivals.inbound)
 
     def _meet(self) -> None:
         for meeting in list(self._meetings):

@@ -194,7 +194,9 @@ class Experts:
         cards = [peer.card for peer in self._peers.values()]
         self._engine.barrier(cards, b"experts end", lambda error: _fulfil(met))
         await self._wait(met, "the end")
-        self._engine.unregister(self._region)
+        let_go = asyncio.Event()
+        self._engine.unregister(self._region, let_go.set)
+        await let_go.wait()
         os.close(self._fd)
 
     async def dispatch(self, tokens: NDArray[np.generic], experts: Ints, weights: Floats) -> Dispatched:

@@ -224,15 +224,18 @@ class GatherPath:
                     self._insist(source, Cancel(number))
         return True
 
-    def forget(self, peer: Address) -> None:
-        """It has ended. On return nothing is copied for it, and nothing of it will be."""
+    def forget(self, peer: Address) -> Callable[[], None]:
+        """It has ended. On return nothing is copied for it, and nothing of it will be.
+
+        What is returned gives its staging to others: call it when nothing of it can land there any more.
+        """
         self._gone[peer] = None
         for batch in [b for b in self._batches.values() if b.peer.owner == peer]:
             if batch.copying is not None:
                 batch.copying.stop()
             self._finish(batch, TransferError(f"{peer} has ended"))
-        for key in [key for key in self._intakes if key[0] == peer]:
-            self._release(self._intakes[key])
+        slots = [self._drop_intake(self._intakes[key]) for key in list(self._intakes) if key[0] == peer]
+        return partial(self._free_staging.extend, slots)
 
     def close(self) -> None:
         for job in (*self._batches.values(), *self._intakes.values()):
@@ -362,11 +365,15 @@ class GatherPath:
             self._insist(source, Ended(number, False))
 
     def _release(self, intake: Intake) -> None:
+        self._free_staging.append(self._drop_intake(intake))
+
+    def _drop_intake(self, intake: Intake) -> int:
+        """Its slot, which is not free yet."""
         if intake.copying is not None:
             intake.copying.stop()
         self._engine.counter(CHANNEL).close(intake.slot)
         del self._intakes[intake.source.owner, intake.ask.number]
-        self._free_staging.append(intake.slot)
+        return intake.slot
 
     # What is said
 

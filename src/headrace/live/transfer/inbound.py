@@ -1,13 +1,14 @@
 """The target's end of a link over stream sockets: one thread a lane, which reads a write's bytes straight into their place.
 
-Severing ends our side of the sockets and waits for those threads. Where the source maps our memory they leave only when its side has ended,
-too: then its threads are out (`lanes`).
+Severing ends our side of the sockets; the link is gone when those threads are. Where the source maps our memory they leave only when its
+side has ended, too: then its threads are out (`lanes`).
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import Event, Lock, Thread, current_thread
-from time import monotonic
+from functools import partial
+from threading import Event, Lock
 
 import numpy as np
 
@@ -22,8 +23,10 @@ from headrace.live.transports import Site
 from headrace.types.errors import TransferError
 from headrace.types.ids import Address
 
+log = logging.getLogger(__name__)
+
 SEVER_S = 10.0
-"""A source that lives has so long to let go of our memory."""
+"""After so long it is said that a source that lives has not let go of our memory."""
 
 
 class Inbound:
@@ -40,10 +43,13 @@ class Inbound:
         self._stop = np.zeros(1, np.uint8)
         self._lock = Lock()
         self._decided = Event()
+        self._over = Event()
         self._reason = ""
         self._granted: dict[int, Region] = {}
         self._channels: list[Channel] = []
-        self._threads: list[Thread] = []
+        self._threads = 0
+        """Lanes that have not left."""
+        self._gone: Callable[[], None] | None = None
         self._outlet: Outlet | None = None
         self._said = False
         self._maps = False
@@ -68,18 +74,18 @@ class Inbound:
         if self._outlet is not None:
             self._outlet.put(REPLY.pack(len(message), len(fds)) + message, fds)
 
-    def sever(self) -> None:
+    def sever(self, gone: Callable[[], None]) -> None:
         with self._lock:
             self._stop[0] = 1
-            channels, threads = list(self._channels), list(self._threads)
+            self._gone = gone
+            channels, empty = list(self._channels), not self._threads
         self.refuse("the link has been severed")
         for channel in channels:
             channel.shut()
-        until = monotonic() + SEVER_S
-        for thread in threads:
-            thread.join(max(0.0, until - monotonic()))
-            if thread.is_alive():
-                raise TransferError(f"{self.source} does not let go of memory of {self._own} that it maps")
+        if empty:
+            gone()
+        elif self._maps:
+            self._service.later(SEVER_S, partial(_complain, self.source, self._own, self._over))
 
     # On the lanes' threads
 
@@ -96,7 +102,7 @@ class Inbound:
             if self._stop[0]:
                 raise TransferError(f"the link of {self.source} is over")
             self._channels.append(channel)
-            self._threads.append(current_thread())
+            self._threads += 1
             if lane == 0:
                 service = self._service
                 self._outlet = outlet = Outlet(
@@ -132,6 +138,16 @@ class Inbound:
                 while True:
                     channel.receive(byte)
 
+    def left(self) -> None:
+        """A lane's thread touches nothing here any more."""
+        with self._lock:
+            self._threads -= 1
+            last, gone = not self._threads, self._gone
+        if last:
+            self._over.set()
+            if gone is not None:
+                gone()
+
     def ended(self, reason: str) -> None:
         """A lane is gone, and the link with it."""
         with self._lock:
@@ -156,3 +172,12 @@ class Inbound:
     def _flush(service: Service, channel: Channel, outlet: Outlet) -> None:
         if not outlet.flush():
             service.write(channel.fileno(), lambda: Inbound._flush(service, channel, outlet))
+
+
+def _complain(source: Address, own: Address, over: Event) -> None:
+    if not over.is_set():
+        log.error(
+            "%s does not let go of memory of %s that it maps: it stays unused until it does, or ends",
+            source,
+            own,
+        )

@@ -140,6 +140,9 @@ class KVTransport:
             return
         self._peers[peer] = place
 
+    def distrust(self, peer: Address, why: str) -> None:
+        self._engine.distrust(peer, why)
+
     def write(self, write: Write) -> None:
         if self._gather is None:
             self._write_run(write)
@@ -148,12 +151,18 @@ class KVTransport:
             self._turns.call_soon_threadsafe(self._flush)
         self._instant.setdefault(write.target, []).append(write)
 
-    def forget(self, peer: Address) -> None:
+    def forget(self, peer: Address, then: Callable[[], None]) -> None:
+        """It has ended. `then`: nothing of it can land here any more; perhaps within this call."""
         self._peers.pop(peer, None)
         self._refused.pop(peer, None)
-        if self._gather is not None:
-            self._gather.forget(peer)
-        self._engine.forget(peer)
+        free = self._gather.forget(peer) if self._gather is not None else None
+
+        def gone() -> None:
+            if free is not None:
+                free()
+            then()
+
+        self._engine.forget(peer, gone)
 
     def _write_run(self, write: Write) -> None:
         done = partial(self._written, write)
@@ -227,7 +236,7 @@ class KVTransport:
             log.error("%s", error)
 
     def _landed(self, source: Address, slot: int, weight: int) -> None:
-        self._post(Landed(Slot(slot), weight))
+        self._post(Landed(Slot(slot), weight, source))
 
     def _written(self, write: Write, error: TransferError | None) -> None:
         if error is not None:

@@ -22,7 +22,7 @@ from headrace.live.transfer.channels import PENDING_MAX, Channel, Ended, close_a
 from headrace.live.transfer.copying import copy
 from headrace.live.transfer.frames import HEADER, MESSAGE, REPLY, VERDICT_S, WRITE, Wire
 from headrace.live.transfer.handshake import Claim, Refusal
-from headrace.live.transfer.pieces import total
+from headrace.live.transfer.pieces import cut, total
 from headrace.live.transfer.regions import Card, Descriptor, Region
 from headrace.live.transfer.service import Service
 from headrace.live.transports import Settings, Shard, Upward
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 STEP_BYTES = 1 << 23
 """Sent between two looks at the clock and the counters."""
+COPY_BYTES = 1 << 26
+"""Copied before a link that is to end lets go of the target's memory."""
 
 
 class Lane:
@@ -110,10 +112,13 @@ class Lane:
         mapped = link.mapped.get((shard.target.region, shard.target.token))
         nbytes = total(shard.pieces)
         if mapped is not None:
-            copy(shard.source, mapped, shard.pieces)
-            self.moved += nbytes
-            if not link.closing.is_set():
-                self._channel.send(HEADER.pack(WRITE, 0, shard.note, 0, 0))
+            borders = range(COPY_BYTES, nbytes, COPY_BYTES)
+            for part in cut(shard.pieces, borders) if borders else [shard.pieces]:
+                copy(shard.source, mapped, part)
+                self.moved += total(part)
+                if link.closing.is_set():
+                    return
+            self._channel.send(HEADER.pack(WRITE, 0, shard.note, 0, 0))
             return
         runs = np.ascontiguousarray(shard.pieces[:, 1:])
         header = HEADER.pack(WRITE, len(runs), shard.note, shard.target.region, nbytes)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from threading import Event, Thread, current_thread, get_ident
+from threading import Event, Lock, Thread, current_thread, get_ident
 from time import monotonic
 from typing import Any
 
@@ -77,6 +77,9 @@ class Driver:
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         self._open = True
+        self._posting = Lock()
+        self._driven = True
+        """What is posted is called by the thread."""
         self._thread = Thread(target=self._run, name=f"headrace-{name}", daemon=True)
         self._thread.start()
 
@@ -122,17 +125,21 @@ class Driver:
                 if sock is not None:
                     sock.shutdown(socket.SHUT_RDWR)
             thread.join()
-        while self._posted:
-            # What they still have to say closes their sockets.
-            self._posted.popleft()()
         self._waker.close()
 
     # For its ends
 
     def post(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self._posted.append(partial(call, *arguments))
+        with self._posting:
+            driven = self._driven
+            if driven:
+                self._posted.append(partial(call, *arguments))
+        if not driven:
+            # The thread has ended, or failed: nobody else would call it.
+            call(*arguments)
+            return
         with suppress(OSError):
-            # It is awake already, or it has ended.
+            # It is awake already.
             self._waker.send(b"x")
 
     def ask(self, call: Callable[[], None]) -> None:
@@ -165,6 +172,8 @@ class Driver:
         return Prompt(sock, GREETING_S)
 
     def watch(self, connection: Connection, end: End) -> None:
+        if not self._driven:
+            raise TransferError(f"the transport {self.name} has ended")
         ready = partial(self._ready, connection, end)
         self._ends[end] = None
         self._selector.register(connection.sock, selectors.EVENT_READ, ready)
@@ -187,6 +196,13 @@ class Driver:
             reason = f"the transport failed: {error}"
         for end in list(self._ends):
             end.finish(reason)
+        with self._posting:
+            self._driven = False
+            left = list(self._posted)
+            self._posted.clear()
+        for call in left:
+            # What they still have to say closes their sockets, or says that they are gone.
+            call()
         self._selector.close()
         self._wake.close()
 
@@ -270,7 +286,7 @@ class Driver:
 
     def _watched(self, connection: Connection) -> bool:
         fd = connection.sock.fileno()
-        return fd >= 0 and fd in self._selector.get_map()
+        return self._driven and fd >= 0 and fd in self._selector.get_map()
 
     def _stop(self) -> None:
         if self._listener is not None:

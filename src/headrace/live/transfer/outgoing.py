@@ -99,7 +99,9 @@ class Outgoing:
         post: Callable[..., None],
         lanes: int,
         stall_ns: int,
+        stall_name: str = "",
     ) -> None:
+        """`stall_name`: what its user calls `stall_ns`, for errors."""
         self.card = card
         self.gone = False
         self._own = own
@@ -108,6 +110,7 @@ class Outgoing:
         self._post = post
         self._lanes = lanes
         self._stall_ns = stall_ns
+        self._patience = f"{stall_ns / 1e9:g} s" + (f" ({stall_name})" if stall_name else "")
         self._link: Link | None = None
         self._closing: Link | None = None
         self._up = False
@@ -340,7 +343,7 @@ class Outgoing:
             self._check_lanes(now_ns)
         elif self._queue and now_ns - self._waiting_ns > self._stall_ns:
             queue, self._queue = self._queue, []
-            why = f"no link for {self._stall_ns / 1e9:g} s" + (f" ({self._reason})" if self._reason else "")
+            why = f"no link for {self._patience}" + (f": {self._reason}" if self._reason else "")
             for parcel in queue:
                 self._fail(parcel, why)
         self._due_ns = now_ns + self._stall_ns // 4
@@ -359,7 +362,7 @@ class Outgoing:
                 self._progress[lane] = (moved, now_ns)
             elif now_ns - since_ns > self._stall_ns:
                 self.broken(
-                    f"lane {lane} of {self._lanes} to {self.card.owner} has not moved for {self._stall_ns / 1e9:g} s",
+                    f"lane {lane} of {self._lanes} to {self.card.owner} has not moved for {self._patience}",
                     lane,
                     final=False,
                 )

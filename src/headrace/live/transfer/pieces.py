@@ -13,6 +13,8 @@ Pieces = NDArray[np.int64]
 
 SHARD_BYTES_MIN = 1 << 20
 """A write is split over lanes no finer than this."""
+FEW = 8
+"""Up to so many pieces plain Python is the faster: a write begins with them, when the caches hold none of numpy."""
 SHARD_ALIGNMENT = 8192
 """Shards are cut at multiples of this many bytes (TransferEngine, domain groups)."""
 
@@ -84,6 +86,8 @@ def merge(pieces: Pieces) -> Pieces:
 
 def filled(pieces: Pieces) -> Pieces:
     """Without those of no bytes."""
+    if len(pieces) <= FEW and all(nbytes for _, _, nbytes in pieces.tolist()):
+        return pieces
     return pieces[pieces[:, 2] != 0] if (pieces[:, 2] == 0).any() else pieces
 
 
@@ -94,6 +98,11 @@ def total(pieces: Pieces) -> int:
 
 def check(pieces: Pieces, source_nbytes: int, target_nbytes: int) -> None:
     """Raises TransferError if a piece leaves either region."""
+    if len(pieces) <= FEW and all(
+        0 <= source <= source_nbytes - nbytes and 0 <= target <= target_nbytes - nbytes and nbytes >= 0
+        for source, target, nbytes in pieces.tolist()
+    ):
+        return
     check_side(pieces[:, 0], pieces[:, 2], source_nbytes, "source")
     check_side(pieces[:, 1], pieces[:, 2], target_nbytes, "target")
 
@@ -115,6 +124,8 @@ def shard(pieces: Pieces, weight: int, lanes: int) -> list[tuple[Pieces, int]]:
     Every shard weighs at least 1, so there are at most as many shards as the write weighs; the weights' sum is the write's. A write of no
     weight (no immediate) is dealt the same way, all shards weighing 0.
     """
+    if lanes < 2:
+        return [(pieces, weight)]
     nbytes = total(pieces)
     count = min(lanes, -(-nbytes // SHARD_BYTES_MIN))
     if weight:
@@ -123,13 +134,13 @@ def shard(pieces: Pieces, weight: int, lanes: int) -> list[tuple[Pieces, int]]:
         return [(pieces, weight)]
     step = -(-nbytes // count)
     step = -(-step // SHARD_ALIGNMENT) * SHARD_ALIGNMENT
-    parts = _cut(pieces, range(step, nbytes, step))
+    parts = cut(pieces, range(step, nbytes, step))
     share, more = divmod(weight, len(parts))
     return [(part, share + (i < more)) for i, part in enumerate(parts)]
 
 
-def _cut(pieces: Pieces, borders: range) -> list[Pieces]:
-    """Before the byte `border` of all bytes, for each border in turn."""
+def cut(pieces: Pieces, borders: range) -> list[Pieces]:
+    """In parts: before the byte `border` of all bytes, for each border in turn."""
     parts: list[Pieces] = []
     ends = np.cumsum(pieces[:, 2])
     rest, passed = pieces, 0

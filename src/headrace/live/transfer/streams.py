@@ -8,6 +8,7 @@ from threading import Event, Lock, Thread
 from headrace.live.transfer import handshake
 from headrace.live.transfer.channels import Channel
 from headrace.live.transfer.frames import Wire
+from headrace.live.transfer.handshake import Claim
 from headrace.live.transfer.inbound import Inbound
 from headrace.live.transfer.lanes import Link
 from headrace.live.transfer.regions import Card, Region
@@ -122,6 +123,8 @@ class Streams:
                 self._leave(channel)
             else:
                 sock.close()
+            if inbound is not None:
+                inbound.left()
 
     def _forget(self, inbound: Inbound) -> None:
         """A lane of it is gone: no other joins it any more."""
@@ -146,20 +149,34 @@ class Streams:
         claim, answer = handshake.hear(channel, self._settings.secret, self._settings.address)
         done.set()
         self._known(sock)
+        inbound = self._of(claim)
+        if inbound is None:
+            answer("no such link", False)
+            return None
+        inbound.join(claim.lane, channel)
+        welcome = False
+        try:
+            reason, final = ("", False) if claim.lane else self._offer(inbound)
+            answer(reason, final)
+            welcome = not reason
+        finally:
+            if not welcome:
+                inbound.left()
+        return inbound if welcome else None
+
+    def _of(self, claim: Claim) -> Inbound | None:
+        """The link that this lane belongs to, which the first one makes."""
         if claim.lane == 0:
-            inbound = Inbound(self._settings.address, self.site, self.service, claim, maps=self.wire.maps)
-            inbound.join(0, channel)
-            self.site.opened(inbound)
-            reason, final = inbound.decided()
-            if not reason:
-                with self._lock:
-                    self._inbound[claim.source] = inbound
-        else:
+            return Inbound(self._settings.address, self.site, self.service, claim, maps=self.wire.maps)
+        with self._lock:
+            known = self._inbound.get(claim.source)
+        return known if known is not None and known.generation == claim.generation else None
+
+    def _offer(self, inbound: Inbound) -> tuple[str, bool]:
+        """What the engine says to it, as `Inbound.decided`."""
+        self.site.opened(inbound)
+        reason, final = inbound.decided()
+        if not reason:
             with self._lock:
-                inbound = self._inbound.get(claim.source)
-            reason = "" if inbound is not None and inbound.generation == claim.generation else "no such link"
-            final = False
-            if inbound is not None and not reason:
-                inbound.join(claim.lane, channel)
-        answer(reason, final)
-        return None if reason else inbound
+                self._inbound[inbound.source] = inbound
+        return reason, final

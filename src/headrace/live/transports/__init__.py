@@ -5,7 +5,7 @@ A transport knows nothing of transfers, counts or deadlines: `live.transfer.engi
  2. A message is reported whole (`Site.mailed`), once or never. Nothing is in any order.
  3. A link or its inbound end that fails in any way says so once (`broken`), and moves nothing more on its own.
  4. `close` returns control only by `closed`: when it is called, no thread of this process moves anything for that link any more.
-All methods are called on the engine's thread and return at once, but `Inbound.sever`; a `Site`'s may be called from any thread.
+All methods are called on the engine's thread and return at once; a `Site`'s may be called from any thread.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,10 +110,10 @@ class Inbound(Protocol):
         """Never blocks: a source that does not read its answers loses the link."""
         ...
 
-    def sever(self) -> None:
-        """Close it, and wait until nobody moves anything here for it any more: briefly, as its source has ended or let go, or will be told.
+    def sever(self, gone: Callable[[], None]) -> None:
+        """Close it: nobody is told of anything by it any more. `gone`, once and from any thread, when nobody moves anything here for it.
 
-        Raises TransferError if a source that lives on does not let go.
+        That is soon where its source has ended or lets go; a source that is stopped while it copies into our memory keeps it until then.
         """
         ...
 

@@ -125,12 +125,13 @@ class Link:
     def reply(self, message: bytes, fds: Sequence[int] = ()) -> None:
         self._later(lambda: self._upward.replied(message, fds))
 
-    def sever(self) -> None:
+    def sever(self, gone: Callable[[], None]) -> None:
         if self._open:
             self._open = False
             self._switch.put(
                 Waiting(self, -1, lambda: self._upward.broken("its target closed it", -1, final=False))
             )
+        gone()
 
     def _later(self, happen: Callable[[], None], lane: int = -1) -> None:
         def unless_closed() -> None:
