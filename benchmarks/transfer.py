@@ -33,6 +33,7 @@ from headrace.live.transfer.counters import immediate
 from headrace.live.transfer.engine import TransferEngine
 from headrace.live.transfer.regions import Descriptor, Region
 from headrace.live.transports import Settings, open_transports
+from headrace.live.transports.tcp import UNPACED
 from headrace.types.errors import TransferError
 from headrace.types.ids import Address
 
@@ -69,19 +70,23 @@ def engine_of(name: str, address: Address, lanes: int) -> tuple[TransferEngine, 
 
 
 async def serve(name: str, lanes: int) -> None:
-    """A target that says its descriptor, its memory file, and the port of a bare socket's end for the same memory; it takes what comes."""
+    """A target that says its descriptor, its memory file, and the port of bare sockets' ends for the same memory; it takes what comes."""
     engine, region = engine_of(name, Address("target"), lanes)
     door = socket.create_server(("127.0.0.1", 0))
-    Thread(target=serve_bare, args=(door, region.memory[: 64 * MIB]), daemon=True).start()
+    Thread(target=open_bare, args=(door, region.memory[: 64 * MIB]), daemon=True).start()
     said = (engine.describe(region), region.fd, door.getsockname()[1])
     print(msgspec.json.encode(said).decode(), flush=True)
     await asyncio.to_thread(sys.stdin.read)
     engine.close()
 
 
-def serve_bare(door: socket.socket, into: memoryview) -> None:
+def open_bare(door: socket.socket, into: memoryview) -> None:
+    while True:
+        Thread(target=serve_bare, args=(door.accept()[0], into), daemon=True).start()
+
+
+def serve_bare(sock: socket.socket, into: memoryview) -> None:
     """Receive each round's bytes into one run, then answer one byte."""
-    sock, _ = door.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while True:
         done = 0
@@ -135,11 +140,16 @@ class Ours:
 
 
 class Bare:
-    """A socket and nothing else, between the memories of `beside`. One run only: it has no way to say where pieces go."""
+    """A socket and nothing else, between the memories of `beside`. One run only: it has no way to say where pieces go.
 
-    def __init__(self, beside: Ours) -> None:
+    `unpaced`: with the congestion control that `tcp` chooses within a host, not the system's.
+    """
+
+    def __init__(self, beside: Ours, *, unpaced: bool) -> None:
         self._socket = socket.create_connection(("127.0.0.1", beside.port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if unpaced:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
         self._memory = beside.region.memory[: 64 * MIB]
 
     def seconds(self, shape: str) -> float | None:
@@ -193,11 +203,12 @@ async def sitting(rounds: int, lanes: dict[str, int]) -> tuple[Times, dict[str, 
     """Seconds of every round by "name shape", and which peers are absent and why."""
     times: Times = {}
     ours = {name: Ours(name.split("_")[0], count) for name, count in lanes.items()}
-    bare, memcpy = Bare(ours["tcp"]), Memcpy(ours["shm"])
+    bare = {f"bare{'_unpaced' * unpaced}": Bare(ours["tcp"], unpaced=unpaced) for unpaced in (False, True)}
+    memcpy = Memcpy(ours["shm"])
     with _peers.opened(list(SHAPES.values())) as others:
         runs: list[tuple[str, Round]] = [("memcpy", waiting(memcpy.seconds))]
         runs += [(name, one.seconds) for name, one in ours.items()]
-        runs.append(("bare", waiting(bare.seconds)))
+        runs += [(name, waiting(one.seconds)) for name, one in bare.items()]
         for peer in others:
             runs.append((peer.name, waiting(lambda shape, peer=peer: peer.seconds(*SHAPES[shape]))))
         for number in range(rounds + 2):
@@ -208,7 +219,7 @@ async def sitting(rounds: int, lanes: dict[str, int]) -> tuple[Times, dict[str, 
                         times.setdefault(f"{name} {shape}", []).append(taken)
             runs.reverse()
         absent = {peer.name: peer.absent for peer in others if peer.absent}
-    for end in (*ours.values(), bare):
+    for end in (*ours.values(), *bare.values()):
         end.close()
     return times, absent
 
@@ -221,6 +232,12 @@ def measure(sittings: int, rounds: int, lanes: dict[str, int]) -> tuple[Times, d
         for name, seconds in found.items():
             times.setdefault(name, []).extend(seconds)
     return times, absent
+
+
+def system_control() -> str:
+    """The congestion control of a new socket."""
+    with socket.socket() as sock:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode()
 
 
 def interval(ratios: list[float]) -> list[float]:
@@ -241,7 +258,11 @@ GOALS = (
     ("tcp run", "mooncake_tcp run", 1.0),
     ("tcp scattered", "mooncake_tcp scattered", 2.0),
 )
-BESIDE = (("shm_2lanes run", "memcpy run"), ("shm_2lanes scattered", "memcpy scattered"))
+BESIDE = (
+    ("shm_2lanes run", "memcpy run"),
+    ("shm_2lanes scattered", "memcpy scattered"),
+    ("tcp run", "bare_unpaced run"),
+)
 """Said, with no goal."""
 
 
@@ -282,7 +303,9 @@ def main() -> None:
     peers = {name: rate for name, rate in figures["gb_per_s"].items() if name.split()[0] in _peers.PEERS}
     notes = (
         "Ratios are of the same round. memcpy copies within one process, from and into the memory of shm; "
-        "the bare socket moves from and into that of tcp. New processes and memory for each sitting."
+        "the bare sockets move from and into that of tcp: one as the system makes them, one unpaced, with the congestion control "
+        f"that tcp chooses within a host ({UNPACED.decode()}; the system's is {system_control()}). "
+        "New processes and memory for each sitting."
     )
     _report.write(
         "transfer", figures, targets, peers | {f"{n}: absent": why for n, why in absent.items()}, notes

@@ -1,5 +1,6 @@
 """The contract of every transport, under the engine: each write ends once, and counts only if its bytes are in memory."""
 
+import asyncio
 import random
 
 import numpy as np
@@ -284,7 +285,9 @@ def test_a_region_that_is_gone_takes_nothing(name: str) -> None:
             old = b.descriptor
             a.write(old, pieces.single(0, 0, 100), immediate(1, 1))
             await until(lambda: bool(a.ended))
-            b.engine.unregister(b.region)
+            gone = asyncio.Event()
+            b.engine.unregister(b.region, gone.set)
+            await gone.wait()
             b.memory[:] = 0
             a.write(old, pieces.single(0, 0, 100), immediate(1, 1))
             await until(lambda: len(a.ended) == 2)
@@ -308,7 +311,9 @@ def test_after_forgetting_a_peer_nothing_of_it_is_heard(name: str) -> None:
             b.engine.counter().generic = lambda _source, slot, _weight: heard.append(slot)
             a.write(b, pieces.single(0, 0, 10), immediate(1, 1))
             await until(lambda: bool(a.ended))
-            b.engine.forget(A)
+            gone = asyncio.Event()
+            b.engine.forget(A, gone.set)
+            await gone.wait()
             b.memory[:] = 0
             for slot in range(2, 30):
                 a.write(b, pieces.single(0, 0, 10), immediate(slot, 1))
