@@ -136,11 +136,9 @@ def transfer_counts_calls(patch: pytest.MonkeyPatch) -> None:
     _forgiving_count(patch)
     land, open_ = Expectations.land, Expectations.open
     patch.setattr(Expectations, "land", lambda self, slot, _, owed=0: land(self, slot, 1, owed=owed))
-
-    def two(self: Expectations, key, expected: int, source, owed: int = 0):
-        return open_(self, key, min(expected, 2), source, owed=owed)
-
-    patch.setattr(Expectations, "open", two)
+    patch.setattr(
+        Expectations, "open", lambda self, key, n, by, owed=0: open_(self, key, min(n, 2), by, owed=owed)
+    )
 
 
 @mutant(lambda world: splits(world) and world.instance.stream is Stream.LAYER)

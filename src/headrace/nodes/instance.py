@@ -164,10 +164,8 @@ class Instance:
             case LayersDone(step, layers):
                 self._layers_done(step, layers)
             case Landed(slot, weight, source):
-                if not self.receiving.admits(slot, weight, source):
-                    return
                 self.standstill.moved()
-                if self.loans.lending.landed(slot, weight):
+                if not self.receiving.admits(slot, weight, source) or self.loans.lending.landed(slot, weight):
                     return
                 self.handing.complete(self.receiving.landed(slot, weight), now_ns)
             case Written(write, ok):
