@@ -1,6 +1,6 @@
 """Projections. On the native kernels the bits of a row do not depend on the batch; they are also faster than torch's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,26 +16,30 @@ from headrace.compute.quant.weight import stack
 class Piece:
     """Some outputs of a projection, whose weights are kept alike."""
 
-    weight: ops.PackedWeight | Tensor
-    """Packed for the native kernels; as it is, [out, in], where there are none for this dtype."""
+    weight: ops.PackedWeight | ops.PackedLowBit | Tensor
+    """Packed for the native kernels, in bf16 or f32 or in its few bits; as it is, [out, in], where there are none for this dtype."""
+    multiply: Callable[..., Tensor]
+    """The operation that takes this kind of weight, where it is packed."""
     bias: Tensor | None
     """[out], f32 beside a packed weight, else in the weight's dtype."""
 
     @classmethod
     def ready(cls, weight: Tensor | QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> "Piece":
-        """Packed if kernels promise equal bits in `dtype`; a quantized weight is widened to it."""
-        dense = weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
+        """Packed if kernels promise equal bits in `dtype`; else a quantized weight is widened to it: the slow path, and the large one."""
         if not ops.describe(dtype)["invariant"]:
-            return cls(dense, bias)
-        return cls(ops.pack(dense), None if bias is None else bias.float())
+            return cls(weight if isinstance(weight, Tensor) else weight.dequantize(dtype), ops.linear, bias)
+        added = None if bias is None else bias.float()
+        if isinstance(weight, QuantizedWeight):
+            return cls(ops.pack_low_bit(weight, dtype), ops.low_bit_linear, added)
+        return cls(ops.pack(weight), ops.fixed_linear, added)
 
     def __call__(self, x: Tensor, threads: int) -> Tensor:
         if isinstance(self.weight, Tensor):
-            return ops.linear(x, self.weight, self.bias)
+            return self.multiply(x, self.weight, self.bias)
         if self.bias is None:
-            return ops.fixed_linear(x, self.weight, threads=threads, out_dtype=x.dtype)
+            return self.multiply(x, self.weight, threads=threads, out_dtype=x.dtype)
         # As in one fused operation: the sum is rounded once.
-        wide = ops.fixed_linear(x, self.weight, threads=threads, out_dtype=torch.float32)
+        wide = self.multiply(x, self.weight, threads=threads, out_dtype=torch.float32)
         return wide.add_(self.bias).to(x.dtype)
 
 

@@ -67,11 +67,11 @@ def calibrate(
 
         seen = with_linears(layer, watch)
         for x in hidden:
-            seen(x, batch, angles)
+            seen(x.clone(), None, batch, angles)  # a layer adds to what it is given
         del seen
         after = with_linears(layer, change)
-        for i, x in enumerate(hidden):
-            hidden[i] = after(x, batch, angles)
+        for x in hidden:
+            x.add_(after(x, None, batch, angles))
         progress()
 
 
