@@ -14,7 +14,9 @@ from urllib.request import urlopen
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from headrace.cli.push import push_weights
 from headrace.compute.ops.backend import native
+from headrace.types.weights import Running
 from tests.cli.running import Server, serving
 
 pytestmark = pytest.mark.skipif(native is None, reason="equal bits are the native kernels' promise")
@@ -87,6 +89,29 @@ def test_a_stream_goes_on_when_its_holder_or_its_owner_is_killed(folder: str) ->
                         os.kill(pids[victim], signal.SIGKILL)
             assert "".join(told) == "".join(whole)
             server.wait_ready()
+
+
+@pytest.mark.parametrize("running", Running)
+def test_weights_are_pushed_while_a_context_is_lent(
+    folder: str, expected: list[Any], running: Running
+) -> None:
+    """They are the same weights, so they change no text, kept or computed again."""
+    request: Any = {"model": "long", "prompt": PROMPT, "max_tokens": 500, "temperature": 0, "stream": True}
+    request |= {"stream_options": {"include_usage": True}, "extra_body": {"ignore_eos": True}}
+    flags = ("--instances", "2", *SMALL, "--push-key", "key")
+    with serving(folder, *flags) as server, client(server) as asking:
+        whole = [chunk.choices[0].text for chunk in asking.completions.create(**request) if chunk.choices]
+        told: list[str] = []
+        seen: list[int] = []
+        for chunk in asking.completions.create(**request):
+            told += [choice.text for choice in chunk.choices]
+            if len(told) == 1 and not chunk.usage:
+                push_weights(Path(folder), server.url, key="key", running=running)
+            if chunk.usage is not None:
+                seen = (chunk.usage.model_extra or {}).get("weights", [])
+        assert "".join(told) == "".join(whole)
+        assert seen == [0, 1], "the push came before the end"
+        assert ask(server, REQUESTS[0]) == expected[0]
 
 
 def counted(server: Server, name: str) -> float:

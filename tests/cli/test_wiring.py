@@ -3,8 +3,7 @@ from mmap import PAGESIZE
 import msgspec
 import pytest
 
-from headrace.cli.options import ServeOptions
-from headrace.cli.wiring import check_ranges, check_together
+from headrace.cli.wiring import check_ranges
 from headrace.types.errors import ConfigError
 from headrace.types.kv import GroupKind, KVGroup, KVSpec, Layout
 
@@ -17,13 +16,3 @@ def test_virtual_ranges_take_blocks_of_whole_pages() -> None:
     with pytest.raises(ConfigError, match=f"32 tokens takes 2048 bytes: give --block-size {size // 2}"):
         check_ranges(SMALL)
     check_ranges(msgspec.structs.replace(SMALL, layout=Layout.HEAD_MAJOR))
-
-
-def test_what_is_not_served_together_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--push-key does not go with --lend-kv"):
-        check_together(ServeOptions(separate_pools=True, lend_kv=0.5), "key")
-    check_together(ServeOptions(separate_pools=True), "key")
-
-
-def test_lending_goes_with_tiers_and_with_swapping() -> None:
-    check_together(ServeOptions(separate_pools=True, lend_kv=0.5, host_cache="1GiB", preemption="swap"), "")

@@ -134,12 +134,6 @@ def workers(options: DeploymentOptions) -> tuple[WorkerSettings, ...]:
     return tuple(WorkerSettings(name=f"{leaning}{i}", leaning=leaning) for leaning, i in leanings)
 
 
-def check_together(options: EngineOptions, push_key: str) -> None:
-    """Raises ConfigError for what cannot be served together yet: their meetings are not sound in simulation."""
-    if push_key and options.lend_kv > 0:
-        raise ConfigError("--push-key does not go with --lend-kv yet: leave one of them out")
-
-
 def kv_bytes(options: ModelOptions, found: Probe, pools: int) -> int:
     """Of each pool. Raises ConfigError if not even one sequence of full length fits."""
     spec = found.spec
@@ -191,7 +185,6 @@ def service_config(
 ) -> ServiceConfig:
     """All of the service but the API. Raises ConfigError naming the flag."""
     check_policies(options)
-    check_together(options, push_key)
     if push_key and found.scheme:
         raise ConfigError(
             f"--push-key: weights can be pushed to a model that is not quantized, but {folder(options)} is ({found.scheme})"

@@ -172,8 +172,6 @@ def draw_world(seed: int) -> World:
     instance = replace(instance, swap_blocks=(swapping.pick((0, 3, 8, 20, 60)),) * len(spec.groups))
     lends = draw_lending(Draws(rng, "lending"), spec, len(places), longest, instance, pools)
     instance, pools = lends or (instance, pools)
-    # New weights beside loans are not served together (`cli.wiring`).
-    renews = lends is None
     late_bind = policies["cluster.placement"] == "least_load" and draws.chance(0.4)
     names = [f"i{number}" for number in range(instances)]
     serve = (ROUTER.name, *(pool_address(PoolId(number)).name for number in range(len(pools))))
@@ -205,9 +203,7 @@ def draw_world(seed: int) -> World:
         tiers=tiers,
         tier_faults=draw_tier_faults(Draws(rng, "tier faults")),
         asks=asks,
-        faults=_draw_faults(
-            rng, asks, names, serve, network.write_ns, policies, lends=lends is not None, renews=renews
-        ),
+        faults=_draw_faults(rng, asks, names, serve, network.write_ns, policies, lends=lends is not None),
     )
 
 
@@ -314,7 +310,6 @@ def _draw_faults(
     policies: dict[str, str],
     *,
     lends: bool,
-    renews: bool,
 ) -> FaultPlan:
     draws = Draws(rng, "faults")
     heal_ns = draws.between(1, 3) * MILLI
@@ -323,7 +318,7 @@ def _draw_faults(
     ambushes = _draw_ambushes(Draws(rng, "ambushes"), write_ns, DRAMATIC)
     if "cluster.rebalance" in policies:
         ambushes += _draw_ambushes(Draws(rng, "moving ambushes"), write_ns, MOVING)
-    switches = draw_switches(Draws(rng, "switches"), heal_ns, SHARE) if renews else ()
+    switches = draw_switches(Draws(rng, "switches"), heal_ns, SHARE)
     if switches:
         ambushes += _draw_ambushes(Draws(rng, "switching ambushes"), write_ns, SWITCHING)
     if policies["engine.preemption"] == "swap":
