@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, value in {"tokens": 1024, "rounds": 7, "chunk": 256}.items():
+    for name, value in {"tokens": 512, "rounds": 5, "chunk": 128}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     o = parser.parse_args()
     chunked = asyncio.run(measure(o.tokens, o.rounds, o.chunk))
