@@ -105,7 +105,7 @@ def has_its_new_copy_dropped(patch: pytest.MonkeyPatch) -> None:
 MUTANTS = {
     is_read_before_it_is_there: (),
     is_repaid_while_a_plan_in_flight_reads_it: (),
-    is_kept_by_who_gave_way: (1917,),
+    is_kept_by_who_gave_way: (3353,),
     is_reserved_for_what_cannot_come: (3689,),
     has_its_new_copy_dropped: (8846,),
 }
