@@ -80,10 +80,7 @@ def fixed_linear(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    if x.dim() != 2 or x.shape[1] != packed.features_in or x.dtype != packed.dtype:
-        raise ValueError(f"x {x.dtype}{list(x.shape)} does not fit {packed.dtype}[.., {packed.features_in}]")
-    if out_dtype not in (torch.float32, packed.dtype):
-        raise ValueError(f"out_dtype {out_dtype} is neither float32 nor the weight's {packed.dtype}")
+    check_product(x, packed.features_in, packed.dtype, out_dtype)
     if packed.isa is None:
         return reference.fixed_linear(x, packed.data, out_dtype)
     padded = packed.data.shape[1] * packed.data.shape[3]
@@ -103,3 +100,11 @@ def fixed_linear(
         threads,
     )
     return out
+
+
+def check_product(x: Tensor, features_in: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """Raises ValueError if x is not [rows, features_in] in the dtype that a weight takes, or nothing gives its product in `out_dtype`."""
+    if x.dim() != 2 or x.shape[1] != features_in or x.dtype != dtype:
+        raise ValueError(f"x {x.dtype}{list(x.shape)} does not fit {dtype}[.., {features_in}]")
+    if out_dtype not in (torch.float32, dtype):
+        raise ValueError(f"out_dtype {out_dtype} is neither float32 nor x's {dtype}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headrace.compute.ops import reference
 from headrace.compute.ops.backend import isa_of, native
+from headrace.compute.ops.linear import check_product
 from headrace.compute.quant import PER_COLUMN, QuantizedWeight
 from headrace.compute.quant.layout import PANEL, TILE, avx512
 
@@ -108,10 +109,7 @@ def low_bit_linear(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    if x.dim() != 2 or x.shape[1] != packed.features_in or x.dtype != packed.dtype:
-        raise ValueError(f"x {x.dtype}{list(x.shape)} does not fit {packed.dtype}[.., {packed.features_in}]")
-    if out_dtype not in (torch.float32, packed.dtype):
-        raise ValueError(f"out_dtype {out_dtype} is neither float32 nor x's {packed.dtype}")
+    check_product(x, packed.features_in, packed.dtype, out_dtype)
     if packed.isa is None:
         return reference.fixed_linear(x, packed.data, out_dtype)
     x = x.contiguous()

@@ -21,7 +21,7 @@ class Standard:
     """Softmax over the scores."""
 
     softmax: ClassVar[bool] = True
-    """Weights are e^score, divided by their sum; else `weight(score)`."""
+    """Weights are divided by their sum (and taken relative to the greatest score, so that none overflows)."""
 
     def check(self, tokens: int, heads: int, keys: int) -> None:
         """Raises ValueError if it does not fit a batch of `tokens` that attend positions below `keys`."""
@@ -38,8 +38,8 @@ class Standard:
         return None
 
     def weight(self, s: Tensor) -> Tensor:
-        """Without softmax: of each score."""
-        raise NotImplementedError
+        """Of each score: what softmax divides by their sum."""
+        return s.exp()
 
     def share(self, total: Tensor, greatest: Tensor, heads: Tensor) -> Tensor:
         """What the output is multiplied by: from sums of 2^(score * log2(e) - greatest), greatest, and the heads' numbers, [n] each."""
